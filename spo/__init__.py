@@ -1,0 +1,23 @@
+"""Segment Policy Optimization: a trained critic and per-segment credit for one consumer GPU.
+
+The names below load on first use, so that reading rollouts or recomputing credit
+(`spo.segments`, `spo.advantages`, `spo.rollouts`, `spo.inspector`) imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spo.config import SPOConfig
+    from spo.trainer import SPOTrainer
+
+__version__ = "0.1.0"
+__all__ = ["SPOConfig", "SPOTrainer"]
+
+_HOME = {"SPOConfig": "spo.config", "SPOTrainer": "spo.trainer"}
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'spo' has no attribute {name!r}")

@@ -1,0 +1,242 @@
+"""Rewards, values and segments -> advantages and returns. Pure numpy, the global rollout batch.
+
+`assign_credit` composes the pieces. The trainer and the inspector both call it, so what the
+inspector shows is what training used.
+
+Axes: B completions (prompt-major, groups of `num_generations`), T completion tokens.
+`token_values[b, t]` is V(s_t), the value *before* token t.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spo.segments import (
+    entropy_cut,
+    find_boundaries,
+    segment_ids_from_boundaries,
+    segment_starts,
+)
+
+if TYPE_CHECKING:
+    from spo.config import SPOConfig
+    from spo.rollouts import Rollouts
+
+MIN_STD = 1e-6
+"""Advantages with a smaller spread than this are left as they are: dividing would scale noise."""
+
+
+def segment_gae(
+    token_rewards: Float[np.ndarray, "B T"],
+    token_values: Float[np.ndarray, "B T"],
+    segment_ids: Int[np.ndarray, "B T"],
+    gamma: float,
+    lam: float,
+    level: Literal["segment", "token"] = "segment",
+    segment_value: Literal["start", "mean", "last"] = "start",
+) -> Float[np.ndarray, "B T"]:
+    r"""Generalized advantage estimation whose time step is the segment.
+
+    With segment k starting at b_k, R_k the sum of its token rewards, V_k = V(s_{b_k}) and V = 0
+    after the last segment:
+
+        δ_k = R_k + γ V_{k+1} − V_k
+        A_k = δ_k + γ λ A_{k+1}
+
+    computed as one scan over tokens,
+
+        δ_t = r_t + g_{t+1} V_{t+1} − V_t
+        A_t = δ_t + g_{t+1} l_{t+1} A_{t+1}
+
+    with g = γ, l = λ where token t+1 starts a segment and g = l = 1 inside one, so that the sum
+    telescopes inside a segment. GAE: Schulman et al. 2016 (arXiv 1506.02438), eq. 16; here the
+    decay counts segments, not tokens. One segment per token is textbook token GAE.
+
+    Two segments, reward 1 at the end, V = 0.5 before each:
+    A_1 = 1 − 0.5, A_0 = (0.5 − 0.5) + 0.9 · A_1.
+
+    >>> segment_gae(np.array([[0.0, 0.0, 1.0]]), np.array([[0.5, 0.1, 0.5]]),
+    ...             np.array([[0, 0, 1]]), gamma=1.0, lam=0.9)
+    array([[0.45, 0.45, 0.5 ]])
+
+    Args:
+        token_rewards, token_values: values at padding (segment id −1) are ignored.
+        level: "segment": every token gets its segment's advantage, the scan read at the segment's
+            first token; "token": the scan itself (lower variance, same bias).
+        segment_value: V_k as the value before the segment's first token ("start", unbiased), the
+            mean over its tokens or the value before its last one (biased ablations).
+
+    Returns:
+        float64, 0 on padding.
+    """
+    valid = segment_ids >= 0
+    starts = segment_starts(segment_ids)
+    values = np.where(valid, token_values, 0.0).astype(np.float64)
+    rewards = np.where(valid, token_rewards, 0.0).astype(np.float64)
+    if segment_value != "start":
+        if level == "token":
+            raise ValueError("segment_value other than 'start' needs level='segment'.")
+        values = _spread_segment_value(values, segment_ids, segment_value)
+
+    advantages = _scan(rewards, values, valid, starts, gamma, lam)
+    if level == "token":
+        return advantages
+    first = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
+    return np.where(valid, np.take_along_axis(advantages, first, axis=1), 0.0)
+
+
+def _scan(rewards, values, valid, starts, gamma: float, lam: float):
+    """The reversed token scan of `segment_gae`; columns are time, rows run in parallel."""
+    num_rows, num_tokens = rewards.shape
+    rewards, values, valid, starts = (
+        np.ascontiguousarray(x.T) for x in (rewards, values, valid, starts)
+    )
+    g = np.where(starts, gamma, 1.0)
+    gl = np.where(starts, gamma * lam, 1.0)
+    advantages = np.zeros((num_tokens + 1, num_rows))
+    next_value = np.zeros(num_rows)
+    next_g, next_gl = np.ones(num_rows), np.ones(num_rows)
+    for t in reversed(range(num_tokens)):
+        delta = rewards[t] + next_g * next_value - values[t]
+        advantages[t] = valid[t] * (delta + next_gl * advantages[t + 1])
+        next_value, next_g, next_gl = values[t], g[t], gl[t]
+    return advantages[:-1].T
+
+
+def _spread_segment_value(values, segment_ids, segment_value: str):
+    """Replace each value by its segment's mean or last one."""
+    valid = segment_ids >= 0
+    rows = np.arange(len(segment_ids))[:, None] * (segment_ids.shape[1] + 1)
+    _, segment = np.unique(np.where(valid, rows + segment_ids, -1)[valid], return_inverse=True)
+    if segment_value == "mean":
+        per_segment = np.bincount(segment, values[valid]) / np.bincount(segment)
+    else:
+        per_segment = np.zeros(segment.max(initial=-1) + 1)
+        per_segment[segment] = values[valid]  # the last write of a segment is its last token
+    spread = np.zeros_like(values)
+    spread[valid] = per_segment[segment]
+    return spread
+
+
+def group_advantages(
+    completion_rewards: Float[np.ndarray, " B"],
+    num_generations: int,
+    scale: Literal["group", "batch", "none"] = "group",
+) -> Float[np.ndarray, " B"]:
+    """GRPO's advantage: reward minus the group's mean, over the std (n − 1) + 1e-4.
+
+    Shao et al. 2024 (arXiv 2402.03300), §4.1.2; the constants are TRL's. NaN marks an unscorable
+    completion: out of mean and std, advantage 0.
+
+    >>> group_advantages(np.array([0.0, 1.0, 1.0, 1.0]), num_generations=2, scale="none")
+    array([-0.5,  0.5,  0. ,  0. ])
+
+    Raises:
+        ValueError: the number of completions is no multiple of `num_generations`.
+    """
+    if len(completion_rewards) % num_generations:
+        raise ValueError(
+            f"{len(completion_rewards)} completions do not form groups of {num_generations}."
+        )
+    rewards = np.asarray(completion_rewards, dtype=np.float64)
+    groups = rewards.reshape(-1, num_generations)
+    advantages = (groups - _nan_mean(groups)).reshape(-1)
+    if scale == "group":
+        advantages /= np.repeat(_nan_std(groups), num_generations) + 1e-4
+    elif scale == "batch":
+        advantages /= _nan_std(rewards[None])[0] + 1e-4
+    return np.nan_to_num(advantages, nan=0.0)
+
+
+def _nan_mean(rows):
+    """Mean of each row without its NaNs, (P, 1); 0 where nothing is left."""
+    known = ~np.isnan(rows)
+    return np.where(known, rows, 0.0).sum(1, keepdims=True) / np.maximum(
+        known.sum(1, keepdims=True), 1
+    )
+
+
+def _nan_std(rows):
+    """Std (n − 1) of each row without its NaNs, (P,); 0 with fewer than two."""
+    known = ~np.isnan(rows)
+    squares = np.where(known, rows - _nan_mean(rows), 0.0) ** 2
+    return np.sqrt(squares.sum(1) / np.maximum(known.sum(1) - 1, 1))
+
+
+def normalize(
+    token_advantages: Float[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"]
+) -> Float[np.ndarray, "B T"]:
+    """Shift and scale to mean 0 and std 1 over the masked tokens; 0 elsewhere.
+
+    Unchanged with fewer than two tokens or a std below `MIN_STD`.
+    """
+    chosen = token_advantages[mask]
+    if chosen.size < 2 or chosen.std() < MIN_STD:
+        return np.where(mask, token_advantages, 0.0)
+    return np.where(mask, (token_advantages - chosen.mean()) / chosen.std(), 0.0)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What `assign_credit` decides, completion-aligned (B, T).
+
+    Attributes:
+        segment_ids: int64, −1 on padding.
+        token_advantages: float32, 0 outside the loss.
+        token_returns: float32 targets of the critic, None without one.
+        entropy_threshold: the lowest entropy (nats) that started a segment, None if none did.
+    """
+
+    segment_ids: Int[np.ndarray, "B T"]
+    token_advantages: Float[np.ndarray, "B T"]
+    token_returns: Float[np.ndarray, "B T"] | None
+    entropy_threshold: float | None = None
+
+
+def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
+    """Cut the rollouts into segments and give every token its advantage and return.
+
+    Rows outside the loss (unscorable, or truncated under `mask_truncated_completions`) keep one
+    segment and advantage 0, and enter neither the entropy ranking nor any statistic.
+    """
+    mask = rollouts.loss_mask(config.mask_truncated_completions)
+    boundaries = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
+    segment_ids = segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
+
+    token_rewards = rollouts.token_rewards
+    if config.kl_in_reward:
+        k1 = rollouts.token_logprobs_old - rollouts.token_logprobs_ref
+        token_rewards = np.where(mask, token_rewards - config.beta * k1, 0.0)
+
+    if rollouts.token_values is None:
+        completion_rewards = np.where(mask.any(1), token_rewards.sum(1), np.nan)
+        per_row = group_advantages(
+            completion_rewards, rollouts.num_generations, config.scale_rewards
+        )
+        token_advantages, token_returns = np.where(mask, per_row[:, None], 0.0), None
+    else:
+        values = rollouts.token_values
+        token_advantages = segment_gae(
+            token_rewards,
+            values,
+            segment_ids,
+            config.gamma,
+            config.lam,
+            config.advantage_level,
+            config.segment_value,
+        )
+        targets = segment_gae(
+            token_rewards, values, segment_ids, config.gamma, config.lam_critic, level="token"
+        )
+        token_returns = np.where(mask, targets + values, 0.0).astype(np.float32)
+        token_advantages = np.where(mask, token_advantages, 0.0)
+        if config.normalize_advantages:
+            token_advantages = normalize(token_advantages, mask)
+    return Credit(
+        segment_ids,
+        token_advantages.astype(np.float32),
+        token_returns,
+        entropy_cut(rollouts.token_entropies, boundaries),
+    )

@@ -1,0 +1,438 @@
+"""What a person may set -> `SPOConfig`, validated. Standard library only.
+
+One flat dataclass. Names and meanings are those of TRL's GRPOConfig and Transformers'
+TrainingArguments wherever they exist there. Each field's `help` is the only text about it:
+`train_spo.py --help` and the README's table are made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def option(default: Any, help: str, group: str) -> Any:
+    """A dataclass field that carries its help text and the heading it stands under."""
+    metadata = {"help": help, "group": group}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+CREDIT = "credit assignment"
+CRITIC = "critic"
+LOSS = "policy loss"
+ROLLOUT = "rollouts"
+BATCH = "batches and steps"
+OPTIM = "optimisation"
+OUTPUT = "output"
+
+FRACTIONS = ("entropy_percentile", "gamma", "lam", "lam_critic")
+AT_LEAST_ONE = (
+    "num_generations",
+    "max_completion_length",
+    "num_iterations",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "logits_chunk_size",
+    "logging_steps",
+    "log_completions_steps",
+)
+NOT_NEGATIVE = (
+    "beta",
+    "vf_coef",
+    "epsilon",
+    "max_grad_norm",
+    "value_max_grad_norm",
+    "value_warmup_steps",
+    "top_k",
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "save_steps",
+    "save_rollouts_steps",
+    "eval_steps",
+    "eval_temperature",
+)
+
+
+@dataclass
+class SPOConfig:
+    """Everything `SPOTrainer` reads.
+
+    Raises:
+        ValueError: from `__post_init__`, one sentence saying which fields clash and what to change.
+    """
+
+    # --- credit assignment -------------------------------------------------------------------
+    entropy_percentile: float = option(
+        0.05,
+        "Fraction of completion tokens, the highest-entropy ones of the whole rollout batch, that "
+        "start a new segment. 0 = one segment per completion (GRPO-like), 1 = every token (PPO).",
+        CREDIT,
+    )
+    gamma: float = option(
+        1.0, "Discount factor, applied once per segment, not once per token.", CREDIT
+    )
+    lam: float = option(0.95, "GAE lambda of the policy's advantages, per segment.", CREDIT)
+    normalize_advantages: bool = option(
+        True,
+        "Shift and scale the critic's advantages to mean 0, std 1 over all tokens of the rollout "
+        "batch. Group-relative advantages (no critic) are never rescaled again.",
+        CREDIT,
+    )
+    advantage_level: Literal["segment", "token"] = option(
+        "segment",
+        "'segment': every token of a segment gets the segment's advantage; 'token': its own.",
+        CREDIT,
+    )
+    segment_value: Literal["start", "mean", "last"] = option(
+        "start",
+        "Value that stands for a segment: V before its first token (unbiased), or, as biased "
+        "ablations, the mean over the segment or V before its last token.",
+        CREDIT,
+    )
+    scale_rewards: Literal["group", "batch", "none"] = option(
+        "group",
+        "Without a critic: divide group-relative advantages by the std of the group, of the batch, "
+        "or not at all.",
+        CREDIT,
+    )
+
+    # --- critic ------------------------------------------------------------------------------
+    use_value_network: bool = option(
+        True, "Train a critic if one is named; False forces group-relative advantages.", CRITIC
+    )
+    value_model_path: str | None = option(
+        None,
+        "Critic: 'policy' (the policy's own weights with a new zero head; under LoRA the same "
+        "frozen base with a second adapter), or a path or hub id of a sequence-classification / "
+        "reward checkpoint with one label. None: no critic.",
+        CRITIC,
+    )
+    vf_coef: float = option(0.1, "Factor of the value loss in the critic's gradient.", CRITIC)
+    value_learning_rate: float | None = option(
+        None, "Peak learning rate of the critic; None: the policy's.", CRITIC
+    )
+    value_max_grad_norm: float = option(
+        1.0, "Gradient clip of the critic, separate from the policy's; 0 disables it.", CRITIC
+    )
+    value_warmup_steps: int = option(
+        0, "First steps that update the critic only, so that the policy meets a fitted one.", CRITIC
+    )
+    cliprange_value: float | None = option(
+        None, "Clip range of the value around its rollout value (PPO); None: not clipped.", CRITIC
+    )
+    lam_critic: float = option(
+        1.0, "GAE lambda of the critic's targets; 1 = Monte Carlo returns (VC-PPO).", CRITIC
+    )
+
+    # --- policy loss -------------------------------------------------------------------------
+    beta: float = option(
+        0.0, "Factor of the KL penalty to the reference model; 0: none is loaded.", LOSS
+    )
+    kl_in_reward: bool = option(
+        False,
+        "Subtract beta·KL (k1) from each token's reward instead of adding k3 to the loss.",
+        LOSS,
+    )
+    epsilon: float = option(0.2, "Lower (and, by default, upper) clip range of the ratio.", LOSS)
+    epsilon_high: float | None = option(
+        None, "Upper clip range; None: the same as epsilon. DAPO recommends 0.28.", LOSS
+    )
+    delta: float | None = option(
+        None, "Upper bound of the ratio itself (two-sided clipping); must exceed 1 + epsilon.", LOSS
+    )
+    num_iterations: int = option(1, "Passes over each rollout batch (the μ of GRPO).", LOSS)
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = option(
+        "dapo",
+        "How token losses become one number: 'dapo' mean over the tokens of the update, 'grpo' "
+        "mean over completions of their token means, 'dr_grpo' divided by completions × "
+        "max_completion_length; 'bnpo' equals 'dapo' here, as no denominator depends on the split "
+        "into micro-batches.",
+        LOSS,
+    )
+    importance_sampling_level: Literal["token", "segment", "sequence"] = option(
+        "token",
+        "Ratio per token, or its geometric mean over the segment or the sequence (GSPO).",
+        LOSS,
+    )
+    mask_truncated_completions: bool = option(
+        False,
+        "Leave completions that hit max_completion_length out of both losses and of the entropy "
+        "ranking.",
+        LOSS,
+    )
+
+    # --- rollouts ----------------------------------------------------------------------------
+    num_generations: int = option(8, "Completions per prompt.", ROLLOUT)
+    max_prompt_length: int | None = option(
+        None, "Longest prompt in tokens; None: no limit. See overlong_prompts.", ROLLOUT
+    )
+    overlong_prompts: Literal["drop", "truncate_left"] = option(
+        "drop", "What happens to prompts over max_prompt_length; the number is printed.", ROLLOUT
+    )
+    max_completion_length: int = option(256, "Longest completion in tokens.", ROLLOUT)
+    temperature: float = option(
+        1.0, "Sampling temperature; log-probs and entropies are taken at it, too.", ROLLOUT
+    )
+    top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT)
+    top_k: int = option(0, "Sample among the k most likely tokens; 0 disables it.", ROLLOUT)
+    rollout_logprobs: Literal["sampling", "scoring"] = option(
+        "sampling",
+        "Where old log-probs and entropies come from: recorded while sampling (no extra pass), or "
+        "a second forward pass with the update's own arithmetic.",
+        ROLLOUT,
+    )
+    reward_weights: list[float] | None = option(
+        None, "Weight of each reward function; None: 1 each.", ROLLOUT
+    )
+
+    # --- batches and steps -------------------------------------------------------------------
+    per_device_train_batch_size: int = option(
+        8, "Completions per process in one forward/backward of the update.", BATCH
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Forward/backwards per process in one optimizer update.", BATCH
+    )
+    steps_per_generation: int | None = option(
+        None,
+        "Forward/backwards per process that one rollout batch feeds; None: "
+        "gradient_accumulation_steps, or as generation_batch_size implies.",
+        BATCH,
+    )
+    generation_batch_size: int | None = option(
+        None,
+        "Completions in one rollout batch over all processes; None: per_device_train_batch_size × "
+        "processes × steps_per_generation.",
+        BATCH,
+    )
+    max_tokens_per_micro_batch: int | None = option(
+        None,
+        "Padded tokens (prompt and completion) in one forward/backward, instead of a number of "
+        "rows; the mathematics do not change.",
+        BATCH,
+    )
+    max_steps: int = option(
+        -1,
+        "Training steps, each one rollout batch and its update; -1: as num_train_epochs gives. "
+        "With num_iterations=1 and the default steps_per_generation this is TRL's optimizer step.",
+        BATCH,
+    )
+    num_train_epochs: float = option(1.0, "Passes over the prompts when max_steps is -1.", BATCH)
+    shuffle_dataset: bool = option(True, "Shuffle the prompts anew in every epoch.", BATCH)
+    per_device_eval_batch_size: int = option(
+        64, "Completions sampled at a time per process in evaluation.", BATCH
+    )
+    seed: int = option(42, "Seed of data order, sampling and adapter initialisation.", BATCH)
+
+    # --- optimisation ------------------------------------------------------------------------
+    learning_rate: float = option(1e-6, "Peak learning rate of the policy.", OPTIM)
+    lr_scheduler_type: str = option(
+        "linear", "Schedule of both learning rates, by Transformers' names.", OPTIM
+    )
+    warmup_steps: float = option(
+        0, "Optimizer updates of linear warm-up; below 1 it is a fraction of all updates.", OPTIM
+    )
+    optim: str = option(
+        "adamw_torch",
+        "adamw_torch, adamw_torch_fused, adamw_8bit, paged_adamw_8bit or adafactor.",
+        OPTIM,
+    )
+    weight_decay: float = option(0.0, "Decoupled weight decay.", OPTIM)
+    adam_beta1: float = option(0.9, "Adam's first-moment decay.", OPTIM)
+    adam_beta2: float = option(0.999, "Adam's second-moment decay.", OPTIM)
+    adam_epsilon: float = option(1e-8, "Adam's denominator constant.", OPTIM)
+    max_grad_norm: float = option(1.0, "Gradient clip of the policy; 0 disables it.", OPTIM)
+    bf16: bool = option(False, "bfloat16 autocast.", OPTIM)
+    fp16: bool = option(False, "float16 autocast with loss scaling (CUDA only).", OPTIM)
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass to save memory.", OPTIM
+    )
+    logits_chunk_size: int = option(
+        1024, "Tokens whose full-vocabulary logits exist at one time.", OPTIM
+    )
+    use_cpu: bool = option(False, "Stay on the CPU even where a GPU is present.", OPTIM)
+
+    # --- output ------------------------------------------------------------------------------
+    output_dir: str | None = option(
+        None, "Folder of the run; None: runs/<name>-<date>-<time>, new each time.", OUTPUT
+    )
+    overwrite_output_dir: bool = option(
+        False, "Delete what an earlier run left in output_dir.", OUTPUT
+    )
+    resume_from_checkpoint: str | None = option(
+        None, "'latest' or a checkpoint folder: continue exactly where it stopped.", OUTPUT
+    )
+    logging_steps: int = option(1, "Steps between two lines of metrics.", OUTPUT)
+    save_steps: int = option(0, "Steps between two checkpoints; 0: none but the last.", OUTPUT)
+    save_total_limit: int | None = option(None, "Checkpoints kept; None: all.", OUTPUT)
+    save_rollouts_steps: int = option(
+        1, "Steps between two saved rollout files; 0: none are saved.", OUTPUT
+    )
+    eval_steps: int = option(
+        0, "Steps between two evaluations; 0: only before the first and after the last.", OUTPUT
+    )
+    eval_temperature: float = option(
+        0.0, "Temperature of evaluation; 0: the most likely token.", OUTPUT
+    )
+    log_completions: bool = option(True, "Print sampled completions with their rewards.", OUTPUT)
+    log_completions_steps: int = option(10, "Steps between two such tables.", OUTPUT)
+    num_completions_to_print: int = option(3, "Completions in such a table.", OUTPUT)
+    report_to: str = option(
+        "none", "Tracker through Accelerate: tensorboard, wandb, trackio or none.", OUTPUT
+    )
+    run_name: str | None = option(None, "Name of the run in trackers and the model card.", OUTPUT)
+    disable_tqdm: bool = option(False, "No progress bar; a line per logging_steps instead.", OUTPUT)
+    push_to_hub: bool = option(False, "Upload the saved model when training ends.", OUTPUT)
+    hub_model_id: str | None = option(
+        None, "Repository to upload to; None: the name of output_dir.", OUTPUT
+    )
+    hub_private_repo: bool | None = option(None, "Make that repository private.", OUTPUT)
+
+    # --- derived sizes -----------------------------------------------------------------------
+    @property
+    def mixed_precision(self) -> str:
+        """Accelerate's name for it: 'bf16', 'fp16' or 'no'."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
+
+    @property
+    def wants_critic(self) -> bool:
+        """A critic is named here; one given as an object to SPOTrainer counts as well."""
+        return self.use_value_network and self.value_model_path is not None
+
+    def rollout_batch_size(self, num_processes: int = 1) -> int:
+        """Completions in one rollout batch over all processes."""
+        if self.generation_batch_size is not None:
+            return self.generation_batch_size
+        micro_steps = self.steps_per_generation or self.gradient_accumulation_steps
+        return self.per_device_train_batch_size * num_processes * micro_steps
+
+    def update_batch_size(self, num_processes: int = 1) -> int:
+        """Completions in one optimizer update over all processes."""
+        return self.per_device_train_batch_size * num_processes * self.gradient_accumulation_steps
+
+    def updates_per_step(self, num_processes: int = 1) -> int:
+        """Optimizer updates made from one rollout batch."""
+        batches = self.rollout_batch_size(num_processes) // self.update_batch_size(num_processes)
+        return batches * self.num_iterations
+
+    def warmup_updates(self, total_updates: int) -> int:
+        """Optimizer updates of linear warm-up."""
+        if self.warmup_steps < 1:
+            return math.ceil(self.warmup_steps * total_updates)
+        return int(self.warmup_steps)
+
+    # --- validation --------------------------------------------------------------------------
+    def __post_init__(self):
+        if isinstance(self.scale_rewards, bool):  # TRL accepts both forms
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        self._check_types()
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_types(self):
+        """Literal fields hold one of their values; numbers given as text are a common YAML slip."""
+        for name, choices in literal_choices(type(self)).items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}."
+                )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and not ("str" in field.type or "Literal" in field.type):
+                raise ValueError(
+                    f"{field.name}={value!r} is text, not {field.type} (in YAML write 1.0e-5, not "
+                    "1e-5)."
+                )
+
+    def _check_ranges(self):
+        for name in FRACTIONS:
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1].")
+
+    def _check_combinations(self):
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both set; choose one.")
+        if self.generation_batch_size is not None and self.steps_per_generation is not None:
+            raise ValueError(
+                "generation_batch_size and steps_per_generation say the same thing; set one."
+            )
+        if self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
+            raise ValueError(
+                f"delta={self.delta} must exceed 1 + epsilon_high = "
+                f"{1 + (self.epsilon_high or self.epsilon)}, or it clips before the ratio does."
+            )
+        if self.segment_value != "start" and self.advantage_level == "token":
+            raise ValueError(
+                f"segment_value={self.segment_value!r} needs advantage_level='segment': token "
+                "advantages use the value of every token."
+            )
+        if self.kl_in_reward and self.beta == 0:
+            raise ValueError("kl_in_reward needs beta > 0; with beta=0 there is no KL to subtract.")
+        if self.push_to_hub and self.output_dir is None and self.hub_model_id is None:
+            raise ValueError("push_to_hub needs hub_model_id or output_dir to name the repository.")
+        if self.entropy_percentile > 0.5:
+            warnings.warn(
+                f"entropy_percentile={self.entropy_percentile}: more than half of all tokens start "
+                "a segment, which is closer to PPO than to SPO.",
+                stacklevel=4,
+            )
+        if self.gamma < 1:
+            warnings.warn(
+                f"gamma={self.gamma} discounts once per segment, so uncertain completions, which "
+                "have more segments, are discounted more.",
+                stacklevel=4,
+            )
+
+    def check_batches(self, num_processes: int, has_critic: bool) -> None:
+        """Batch sizes divide each other; raises ValueError naming the nearest sizes that would."""
+        rollout, update = (
+            self.rollout_batch_size(num_processes),
+            self.update_batch_size(num_processes),
+        )
+        if self.num_generations < 2 and not has_critic:
+            raise ValueError(
+                "num_generations=1 leaves nothing to compare a completion with; set it to 2 or "
+                "more, or give a critic, e.g. value_model_path='policy'."
+            )
+        unit = math.lcm(self.num_generations, update)
+        if rollout % unit:
+            lower, upper = rollout // unit * unit, -(-rollout // unit) * unit
+            fits = " or ".join(str(n) for n in (lower, upper) if n)
+            raise ValueError(
+                f"A rollout batch of {rollout} completions cannot be cut into groups of "
+                f"num_generations={self.num_generations} and updates of {update} completions "
+                f"(per_device_train_batch_size × gradient_accumulation_steps × {num_processes} "
+                f"processes); {fits} completions would fit."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The resolved configuration as saved with every run and rollout file."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+
+def literal_choices(cls: type) -> dict[str, tuple[str, ...]]:
+    """The allowed values of every field annotated with Literal."""
+    from typing import get_args, get_origin, get_type_hints
+
+    hints = get_type_hints(cls)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
