@@ -99,8 +99,8 @@ TOKEN_FLOATS = (
 CREDIT_FLOATS = ("token_advantages", "token_returns")
 
 
-def schema():
-    """The Parquet columns, one row per completion."""
+def schema(reward_names: list[str]):
+    """The Parquet columns, one row per completion; rewards_by_function is a struct of floats."""
     import pyarrow as pa
 
     floats = pa.list_(pa.float32())
@@ -118,7 +118,7 @@ def schema():
             ("segment_ids", pa.list_(pa.int32())),
             *((name, floats) for name in CREDIT_FLOATS),
             ("reward", pa.float32()),
-            ("rewards_by_function", pa.map_(pa.string(), pa.float32())),
+            ("rewards_by_function", pa.struct([(name, pa.float32()) for name in reward_names])),
             ("truncated", pa.bool_()),
         ]
     )
@@ -151,7 +151,7 @@ def save_rollouts(
         "num_generations": rollouts.num_generations,
         "config": config.to_dict(),
     }
-    table = pa.Table.from_pydict(_columns(rollouts, credit), schema=schema())
+    table = pa.Table.from_pydict(_columns(rollouts, credit), schema=schema(rollouts.reward_names))
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -191,10 +191,7 @@ def _columns(rollouts: Rollouts, credit: Credit) -> dict[str, list]:
         return [row[:n] for row, n in zip(array, lengths, strict=True)]
 
     rewards = [
-        [
-            (name, None if np.isnan(x) else x)
-            for name, x in zip(rollouts.reward_names, row, strict=True)
-        ]
+        {name: _or_null(x) for name, x in zip(rollouts.reward_names, row, strict=True)}
         for row in rollouts.rewards_by_function
     ]
     return {
@@ -209,10 +206,14 @@ def _columns(rollouts: Rollouts, credit: Credit) -> dict[str, list]:
         **{name: ragged(getattr(rollouts, name)) for name in TOKEN_FLOATS},
         "segment_ids": ragged(credit.segment_ids),
         **{name: ragged(getattr(credit, name)) for name in CREDIT_FLOATS},
-        "reward": [None if np.isnan(x) else x for x in rollouts.completion_rewards],
+        "reward": [_or_null(x) for x in rollouts.completion_rewards],
         "rewards_by_function": rewards,
         "truncated": rollouts.truncated,
     }
+
+
+def _or_null(x: float) -> float | None:
+    return None if np.isnan(x) else x
 
 
 def load_rollouts(path: str | os.PathLike) -> SavedRollouts:
@@ -257,8 +258,8 @@ def _from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRol
     def scalars(name, dtype):
         return columns[name].to_numpy().astype(dtype)
 
-    by_function = [dict(row) for row in columns["rewards_by_function"].to_pylist()]
-    names = list(by_function[0]) if by_function else []
+    names = [field.name for field in columns["rewards_by_function"].type]
+    by_function = columns["rewards_by_function"].to_pylist()
     rewards = [
         [np.nan if row[name] is None else row[name] for name in names] for row in by_function
     ]
