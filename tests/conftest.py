@@ -1,0 +1,17 @@
+"""No network, no litter in the home folder, two threads; `import tiny` works from every test."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+_CACHE = tempfile.TemporaryDirectory(prefix="spo-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_runtest_setup(item):
+    if "torch" in sys.modules:  # a pure-numpy test run never imports it
+        sys.modules["torch"].set_num_threads(2)
