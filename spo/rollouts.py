@@ -227,7 +227,7 @@ def load_rollouts(path: str | os.PathLike) -> SavedRollouts:
     table = pq.read_table(path, page_checksum_verification=True)
     metadata = read_metadata(table.schema.metadata, path)
     columns = {name: table.column(name) for name in table.column_names}
-    return _from_columns(columns, metadata)
+    return from_columns(columns, metadata)
 
 
 def read_metadata(schema_metadata: dict[bytes, bytes] | None, path: Any) -> dict[str, Any]:
@@ -243,8 +243,11 @@ def read_metadata(schema_metadata: dict[bytes, bytes] | None, path: Any) -> dict
     return metadata
 
 
-def _from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRollouts:
-    """Ragged Arrow columns -> padded arrays."""
+def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRollouts:
+    """Ragged Arrow columns (pyarrow ChunkedArrays by name) -> padded arrays.
+
+    For readers that check a file before they trust it; `load_rollouts` trusts.
+    """
     lengths = np.array([len(row) for row in columns["token_ids"]], dtype=np.int64)
     mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
 
