@@ -1,0 +1,267 @@
+"""Seed and task options -> a tiny language model that reasons step by step, with known mistakes.
+
+Pre-trains a Llama of 0.4 million weights on written-out solutions of reasoning-gym problems. As in
+text from the wild, some steps are wrong, and a solution goes on from its wrong number: the model
+learns to calculate *and* to slip, and reinforcement learning can remove the slips. Writes weights,
+tokenizer and a model card with the accuracy on problems never trained on. The embedded model is
+made in about five minutes on one CPU core, without a network, and the same seed gives the same
+weights on one machine:
+
+    python scripts/make_quickstart_model.py
+
+A harder base: --task_options min_terms=6 max_terms=8 --wrong_step_fraction 0.1 --fillers 8
+--steps 4000 --output_dir runs/harder_base
+"""
+
+import argparse
+import random
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from reasoning_gym import create_dataset
+from reasoning_gym.arithmetic.leg_counting import ANIMALS
+from reasoning_gym.utils import extract_answer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
+
+OPENERS = ("so ", "then ", "now ", "next ", "well ", "and ", "thus ", "ok ")
+TAGS = ("<answer>", "</answer>")
+SLIPS = (-10, -2, -1, 1, 2, 10)
+HELD_OUT_SEED = 1_000_000_007  # far above every training seed, since entry i is drawn from seed + i
+
+MODEL_CARD = """---
+license: apache-2.0
+pipeline_tag: text-generation
+tags: [reasoning-gym, tiny, from-scratch]
+---
+
+# A tiny calculator that slips
+
+A Llama of {parameters:,} weights, trained from random ones as a starting point for reinforcement
+learning in examples and tests; good for nothing else. Made by `{command}`.
+
+| | |
+|---|---|
+| seed | {seed} |
+| task | reasoning-gym `{task}` with {options} |
+| training data | {num_examples:,} generated problems with written-out solutions |
+| first words of a step | {openers} and none, equally often |
+| wrong steps | {wrong_step_fraction:.0%} of the steps, so {wrong_solutions:.0%} of the solutions |
+| accuracy, sampled at temperature 1 | {sampled:.3f} |
+| accuracy, greedy | {greedy:.3f} |
+
+Accuracy: share of {held_out} problems not in the training data whose answer gets the full score of
+reasoning-gym's own verifier. The prompt is the question as it stands; a solution, such as the one
+below, is followed by the end token. The gap between sampled and greedy accuracy is what
+reinforcement learning can close: the model imitates the wrong steps it was shown.
+
+    {example}
+"""
+
+
+# ---------------------------------------------------------------- tasks: entry -> written solution
+@dataclass
+class Writer:
+    """Who writes the solutions: how often a step is wrong, how many ways there are to begin one."""
+
+    rng: random.Random
+    wrong_step_fraction: float
+    fillers: int
+
+    def opener(self) -> str:
+        return self.rng.choice(("", *OPENERS[: self.fillers]))
+
+    def result(self, correct: int) -> int:
+        """The number this writer puts down where `correct` belongs."""
+        slips = self.rng.random() < self.wrong_step_fraction
+        return correct + self.rng.choice(SLIPS) if slips else correct
+
+
+@dataclass(frozen=True)
+class Task:
+    """A reasoning-gym task: default options, the strings that become one token each, solutions."""
+
+    options: dict[str, int]
+    pieces: tuple[str, ...]
+    write: Callable[[dict, Writer], str]
+
+
+def write_chain_sum(entry: dict, writer: Writer) -> str:
+    """`4 - 1 + 7` -> `4-1=3`, `so 3+7=10`, `<answer>10</answer>`, one a line."""
+    first, *rest = entry["metadata"]["expression"].split()
+    total, lines = int(first), []
+    for operator, term in zip(rest[::2], rest[1::2], strict=True):
+        result = writer.result(total + int(term) if operator == "+" else total - int(term))
+        lines.append(f"{writer.opener()}{total}{operator}{term}={result}")
+        total = result
+    return "\n".join([*lines, f"<answer>{total}</answer>"])
+
+
+def write_leg_counting(entry: dict, writer: Writer) -> str:
+    """`3 cats, 2 ants` -> `3 cat*4=12`, `0+12=12`, `so 2 ant*6=12`, …, `<answer>24</answer>`."""
+    total, lines = 0, []
+    for animal, count in entry["metadata"]["animals"].items():
+        legs = writer.result(count * ANIMALS[animal])
+        result = writer.result(total + legs)
+        lines.append(f"{writer.opener()}{count} {animal}*{ANIMALS[animal]}={legs}")
+        lines.append(f"{total}+{legs}={result}")
+        total = result
+    return "\n".join([*lines, f"<answer>{total}</answer>"])
+
+
+CHAIN_SUM_QUESTION = "State the final answer to the following arithmetic problem: "
+LEG_COUNTING_QUESTION = (
+    "Your task is to count how many legs there are in total when given a list of animals.\n\n"
+    "Now, how many legs are there in total if you have "
+)
+TASKS = {
+    "chain_sum": Task(
+        {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
+        (CHAIN_SUM_QUESTION, " + ", " - ", " =", *TAGS, *OPENERS),
+        write_chain_sum,
+    ),
+    "leg_counting": Task(
+        {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9},
+        (LEG_COUNTING_QUESTION, ", ", "?\n", *TAGS, *OPENERS, *(f" {name}" for name in ANIMALS)),
+        write_leg_counting,
+    ),
+}
+
+
+# ------------------------------------------------------- tokenizer: one token a piece, else a byte
+def make_tokenizer(pieces: tuple[str, ...]) -> transformers.PreTrainedTokenizerFast:
+    """One token for each of the pieces, one for every other byte: no text is lost."""
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    names = [to_bytes.pre_tokenize_str(piece)[0][0] for piece in pieces]
+    names = ["<pad>", "<eos>", *sorted(to_bytes.alphabet()), *names]
+    vocabulary = {name: token_id for token_id, name in enumerate(names)}
+    any_piece = Regex("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    split = pre_tokenizers.Split(any_piece, "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "padding_side": "left"}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+    )
+
+
+# ----------------------------------------------------------------------- pre-training, measurement
+def make_batches(args: argparse.Namespace, tokenizer, held_out_questions: set[str]):
+    """Yields `args.steps` pairs of input ids and labels (B, T); only the solution has labels."""
+    num_examples = args.steps * args.batch_size
+    problems = create_dataset(args.task, size=num_examples, seed=args.seed, **args.options)
+    writer = Writer(random.Random(args.seed), args.wrong_step_fraction, args.fillers)
+    for start in range(0, num_examples, args.batch_size):
+        entries = [problems[i] for i in range(start, start + args.batch_size)]
+        entries = [entry for entry in entries if entry["question"] not in held_out_questions]
+        rows, labels = [], []
+        for entry in entries:
+            prompt_ids = tokenizer(entry["question"])["input_ids"]
+            solution_ids = tokenizer(TASKS[args.task].write(entry, writer))["input_ids"]
+            solution_ids.append(tokenizer.eos_token_id)
+            rows.append(torch.tensor(prompt_ids + solution_ids))
+            labels.append(torch.tensor([-100] * len(prompt_ids) + solution_ids))
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        yield input_ids, pad_sequence(labels, batch_first=True, padding_value=-100)
+
+
+def pretrain(model, batches, steps: int, learning_rate: float) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98))
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    model.train()
+    for step, (input_ids, labels) in enumerate(batches, start=1):
+        loss = model(input_ids=input_ids, labels=labels).loss  # causal and right-padded: no mask
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 or step == steps:
+            print(f"step {step}/{steps} loss {loss.item():.4f}", flush=True)
+
+
+def accuracy(model, tokenizer, problems, do_sample: bool) -> float:
+    """Share of the problems whose answer gets the verifier's full score."""
+    entries, model = list(problems), model.eval()
+    prompts = tokenizer([e["question"] for e in entries], padding=True, return_tensors="pt")
+    token_ids = model.generate(**prompts, max_new_tokens=128, do_sample=do_sample)
+    completion_ids = token_ids[:, prompts["input_ids"].shape[1] :]
+    answers = map(extract_answer, tokenizer.batch_decode(completion_ids, skip_special_tokens=True))
+    scores = [problems.score_answer(a, entry) for a, entry in zip(answers, entries, strict=True)]
+    return scores.count(1.0) / len(scores)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--task", choices=TASKS, default="chain_sum")
+    help_text = "NAME=INT ..., replace the task's reasoning-gym options"
+    parser.add_argument("--task_options", nargs="*", default=[], help=help_text)
+    parser.add_argument("--wrong_step_fraction", type=float, default=0.14)
+    parser.add_argument("--fillers", type=int, default=4, choices=range(len(OPENERS) + 1))
+    parser.add_argument("--width", type=int, default=96, help="a multiple of 8")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--held_out", type=int, default=1000, help="problems to measure on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, default=Path("assets/quickstart"))
+    args = parser.parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
+    given = dict(option.split("=") for option in args.task_options)
+    args.options = TASKS[args.task].options | {name: int(value) for name, value in given.items()}
+    return args
+
+
+def make_model(args: argparse.Namespace, tokenizer) -> transformers.LlamaForCausalLM:
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    sizes |= {"hidden_size": args.width, "intermediate_size": args.width * 8 // 3}
+    sizes |= {"num_hidden_layers": args.layers, "num_attention_heads": 4}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = transformers.LlamaConfig(tie_word_embeddings=True, bos_token_id=None, **sizes, **ends)
+    model = transformers.LlamaForCausalLM(config)
+    # top_k=0: draw from all tokens, where generate() would take the best 50
+    model.generation_config = transformers.GenerationConfig(do_sample=True, top_k=0, **ends)
+    return model
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    torch.set_num_threads(1)  # the order of a sum, and so the weights, depends on their number
+    torch.manual_seed(args.seed)
+    task = TASKS[args.task]
+    tokenizer = make_tokenizer(task.pieces)
+    model = make_model(args, tokenizer)
+    held_out = create_dataset(args.task, size=args.held_out, seed=HELD_OUT_SEED, **args.options)
+    batches = make_batches(args, tokenizer, {entry["question"] for entry in held_out})
+    pretrain(model, batches, args.steps, args.learning_rate)
+
+    sampled = accuracy(model, tokenizer, held_out, do_sample=True)
+    greedy = accuracy(model, tokenizer, held_out, do_sample=False)
+    writer = Writer(random.Random(args.seed), args.wrong_step_fraction, args.fillers)
+    scores = [held_out.score_answer(extract_answer(task.write(e, writer)), e) for e in held_out]
+    facts = {
+        "command": shlex.join(["python", "scripts/make_quickstart_model.py", *args.argv]),
+        "parameters": model.num_parameters(),
+        "num_examples": args.steps * args.batch_size,
+        "openers": ", ".join(repr(opener.strip()) for opener in OPENERS[: args.fillers]),
+        "wrong_solutions": 1 - scores.count(1.0) / len(scores),
+        "sampled": sampled,
+        "greedy": greedy,
+        "example": task.write(held_out[0], writer).replace("\n", "\n    "),
+    }
+    model.save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+    (args.output_dir / "README.md").write_text(MODEL_CARD.format(**vars(args), **facts))
+    print(f"{args.output_dir}: accuracy {sampled:.3f} sampled, {greedy:.3f} greedy")
+
+
+if __name__ == "__main__":
+    main()
