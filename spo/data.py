@@ -11,7 +11,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -220,13 +220,14 @@ def prepare_prompts(
     *,
     prompt_column: str = "prompt",
     max_prompt_length: int | None = None,
-    overlong_prompts: Literal["drop", "truncate_left"] = "drop",
+    overlong_prompts: str = "drop",
 ) -> PreparedPrompts:
     """Apply the chat template, tokenise, and treat over-long prompts as asked.
 
     A text prompt gets the special tokens its tokenizer puts in front of a text, never those put
     behind it: an end token ends the prompt. Chat messages get exactly the special tokens that the
-    chat template writes. `truncate_left` keeps the prompt's end, and a leading bos.
+    chat template writes. `overlong_prompts` is "drop", or "truncate_left", which keeps the prompt's
+    end and a leading bos.
 
     Raises:
         ValueError: no rows, column, chat template or valid prompt, or every prompt dropped.

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny
 from datasets import Dataset, DatasetDict
-from reasoning_gym.factory import DATASETS
 from tokenizers.processors import TemplateProcessing
 
 from spo.data import (
@@ -53,8 +52,15 @@ def test_reasoning_gym_without_seed_is_the_same_in_every_process():
     assert first["prompt"][:] == again["prompt"][:]
 
 
-@pytest.mark.parametrize("task", sorted(set(DATASETS) - {"composite", "knight_swap"}))
-def test_every_entry_survives_its_json(task):
+# The tasks of reasoning-gym 0.1.25 whose entries hold tuples or numbers as keys (and are quick).
+TASKS_BEYOND_JSON = (
+    "advanced_geometry arc_agi complex_arithmetic count_primes course_schedule futoshiki "
+    "game_of_life_halting graph_color knights_knaves rearc string_splitting string_synthesis"
+).split()
+
+
+@pytest.mark.parametrize("task", TASKS_BEYOND_JSON)
+def test_entries_survive_their_json(task):
     for problem in create_reasoning_gym_task(task, {"size": 1, "seed": 3}):
         assert decode_entry(encode_entry(problem)) == problem
 
