@@ -53,10 +53,20 @@ def test_reasoning_gym_without_seed_is_the_same_in_every_process():
 
 
 # The tasks of reasoning-gym 0.1.25 whose entries hold tuples or numbers as keys (and are quick).
-TASKS_BEYOND_JSON = (
-    "advanced_geometry arc_agi complex_arithmetic count_primes course_schedule futoshiki "
-    "game_of_life_halting graph_color knights_knaves rearc string_splitting string_synthesis"
-).split()
+TASKS_BEYOND_JSON = [
+    "advanced_geometry",
+    "arc_agi",
+    "complex_arithmetic",
+    "count_primes",
+    "course_schedule",
+    "futoshiki",
+    "game_of_life_halting",
+    "graph_color",
+    "knights_knaves",
+    "rearc",
+    "string_splitting",
+    "string_synthesis",
+]
 
 
 @pytest.mark.parametrize("task", TASKS_BEYOND_JSON)
