@@ -115,6 +115,17 @@ class SPOConfig:
         "reward checkpoint with one label. None: no critic.",
         CRITIC,
     )
+    value_use_peft: bool = option(
+        False, "Train a LoRA adapter of a critic that value_model_path names by path or id.", CRITIC
+    )
+    value_lora_r: int = option(16, "Rank of the critic's own adapter.", CRITIC)
+    value_lora_alpha: int = option(32, "Scale of the critic's own adapter.", CRITIC)
+    value_load_in_4bit: bool = option(
+        False, "4-bit base weights (NF4) of such a critic; needs value_use_peft.", CRITIC
+    )
+    value_load_in_8bit: bool = option(
+        False, "8-bit base weights of such a critic; needs value_use_peft.", CRITIC
+    )
     vf_coef: float = option(0.1, "Factor of the value loss in the critic's gradient.", CRITIC)
     value_learning_rate: float | None = option(
         None, "Peak learning rate of the critic; None: the policy's.", CRITIC
@@ -183,6 +194,9 @@ class SPOConfig:
     )
     top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT)
     top_k: int = option(0, "Sample among the k most likely tokens; 0 disables it.", ROLLOUT)
+    per_device_generation_batch_size: int | None = option(
+        None, "Completions sampled at a time per process; None: all of the rollout batch.", ROLLOUT
+    )
     rollout_logprobs: Literal["sampling", "scoring"] = option(
         "sampling",
         "Where old log-probs and entropies come from: recorded while sampling (no extra pass), or "
@@ -255,7 +269,10 @@ class SPOConfig:
         False, "Recompute activations in the backward pass to save memory.", OPTIM
     )
     logits_chunk_size: int = option(
-        1024, "Tokens whose full-vocabulary logits exist at one time.", OPTIM
+        256, "Tokens whose full-vocabulary logits exist at one time.", OPTIM
+    )
+    model_init_kwargs: dict[str, Any] | None = option(
+        None, "Further arguments of from_pretrained for a policy given by name.", OPTIM
     )
     use_cpu: bool = option(False, "Stay on the CPU even where a GPU is present.", OPTIM)
 
@@ -382,6 +399,15 @@ class SPOConfig:
             raise ValueError(
                 f"segment_value={self.segment_value!r} needs advantage_level='segment': token "
                 "advantages use the value of every token."
+            )
+        if self.value_load_in_4bit and self.value_load_in_8bit:
+            raise ValueError("value_load_in_4bit and value_load_in_8bit are both set; choose one.")
+        if (self.value_load_in_4bit or self.value_load_in_8bit) and not self.value_use_peft:
+            raise ValueError("Quantised critic weights cannot be trained; add value_use_peft.")
+        if self.value_use_peft and self.value_model_path in (None, "policy"):
+            raise ValueError(
+                "value_use_peft is for a critic named by path or id; value_model_path='policy' takes "
+                "the policy's LoRA settings."
             )
         if self.kl_in_reward and self.beta == 0:
             raise ValueError("kl_in_reward needs beta > 0; with beta=0 there is no KL to subtract.")

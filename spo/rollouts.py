@@ -292,12 +292,53 @@ def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRoll
     return SavedRollouts(rollouts, credit, metadata["config"], metadata["run_id"])
 
 
-def rows(rollouts: Rollouts, chosen: slice) -> Rollouts:
-    """The same rollouts with only the chosen completions."""
-    kept = {
-        field.name: value[chosen]
-        for field in dataclasses.fields(rollouts)
-        if isinstance(value := getattr(rollouts, field.name), np.ndarray | list)
-        and field.name != "reward_names"
-    }
+def stack_rows(
+    records: list[dict[str, Any]], *, step: int, num_generations: int, reward_names: list[str]
+) -> Rollouts:
+    """Per-completion records, as the processes gather them -> one padded rollout batch.
+
+    A record holds the fields of `Rollouts`, each for one completion: token columns as sequences
+    of its length (or None for a whole column that does not exist), the rest as scalars.
+    """
+    lengths = np.array([len(record["token_ids"]) for record in records])
+    mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
+
+    def padded(name, dtype, fill=0):
+        if records[0][name] is None:
+            return None
+        array = np.full(mask.shape, fill, dtype=dtype)
+        array[mask] = np.concatenate([np.asarray(record[name], dtype) for record in records])
+        return array
+
+    def column(name):
+        return [record[name] for record in records]
+
+    return Rollouts(
+        step=step,
+        num_generations=num_generations,
+        prompts=column("prompt"),
+        completions=column("completion"),
+        prompt_ids=column("prompt_ids"),
+        token_ids=padded("token_ids", np.int64),
+        completion_mask=mask,
+        token_ends=padded("token_ends", np.int64, -1),
+        **{name: padded(name, np.float32) for name in TOKEN_FLOATS},
+        completion_rewards=np.array(column("reward"), dtype=np.float32),
+        rewards_by_function=np.array(column("rewards_by_function"), dtype=np.float32),
+        reward_names=reward_names,
+        truncated=np.array(column("truncated"), dtype=bool),
+        prompt_index=np.array(column("prompt_index"), dtype=np.int64),
+    )
+
+
+def select_rows(rollouts: Rollouts, rows: Any) -> Rollouts:
+    """Only the given completions, by slice, mask or index array."""
+    chosen = np.arange(len(rollouts))[rows]
+    kept = {}
+    for field in dataclasses.fields(rollouts):
+        value = getattr(rollouts, field.name)
+        if isinstance(value, np.ndarray):
+            kept[field.name] = value[chosen]
+        elif isinstance(value, list) and field.name != "reward_names":
+            kept[field.name] = [value[i] for i in chosen]
     return dataclasses.replace(rollouts, **kept)

@@ -1,0 +1,161 @@
+"""Dataclasses, a YAML recipe and the command line -> filled-in dataclasses.
+
+Every field is a flag under the heading its metadata names. The recipe sets any of them, the
+command line wins, and an unknown name is an error that suggests the nearest one.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with exact names only, and errors that name the nearest flag."""
+
+    def __init__(self, classes: tuple[type, ...], **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        self.classes = classes
+        self.fields = {f.name: f for cls in classes for f in dataclasses.fields(cls)}
+        general = self.add_argument_group("recipe")
+        general.add_argument(
+            "--config", metavar="FILE.yaml", help="Recipe that sets any flag below; flags win."
+        )
+        groups: dict[str, argparse._ArgumentGroup] = {}
+        for cls in classes:
+            hints = get_type_hints(cls)
+            for field in dataclasses.fields(cls):
+                heading = field.metadata["group"]
+                if heading not in groups:
+                    groups[heading] = self.add_argument_group(heading)
+                _add_flag(groups[heading], field, hints[field.name])
+
+    def parse(self, argv: list[str], default_recipe: str | Path | None = None) -> tuple[Any, ...]:
+        """One instance per dataclass.
+
+        `default_recipe` is read where neither --config nor --model_name_or_path is given.
+        """
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}{self._hint(unknown[0].lstrip('-'))}")
+        given = {k: v for k, v in vars(known).items() if v is not None and k != "config"}
+        recipe = known.config
+        if recipe is None and "model_name_or_path" not in given:
+            recipe = default_recipe
+        values = self.read_recipe(recipe) | given if recipe else given
+        instances = []
+        for cls in self.classes:
+            names = [f.name for f in dataclasses.fields(cls)]
+            instances.append(cls(**{name: values[name] for name in names if name in values}))
+        return tuple(instances)
+
+    def read_recipe(self, path: str | Path) -> dict[str, Any]:
+        """The settings of a YAML file, every key checked."""
+        if not Path(path).is_file():
+            self.error(f"recipe {path} does not exist")
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            self.error(f"recipe {path} is not valid YAML: {error}")
+        if not isinstance(values, dict):
+            self.error(f"recipe {path} must be a mapping of flags to values")
+        for key in values:
+            if key not in self.fields:
+                self.error(f"unknown key {key!r} in {path}{self._hint(key)}")
+        return values
+
+    def _hint(self, name: str) -> str:
+        near = difflib.get_close_matches(name.split("=")[0], [*self.fields, "config"], n=1)
+        return f"; did you mean {near[0]}?" if near else "; --help lists all"
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Names in one column, help beside them, 80 columns and up."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
+    def _format_usage(self, usage, actions, groups, prefix):
+        return f"usage: {self._prog} [--config FILE.yaml] [--flag value ...]\n\n"
+
+
+def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> None:
+    """The flag of one field; a flag not given stays None, so that the recipe shows through."""
+    kinds = (
+        [kind for kind in get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
+    )
+    kind = kinds[0]
+    default = _default(field)
+    text = field.metadata["help"].replace("%", "%%")
+    if default not in (None, "", False, [], {}):
+        text += f" [{default}]"
+    options: dict[str, Any] = {"help": text, "default": None, "metavar": _metavar(kind)}
+    if kind is bool:
+        options |= {"type": _boolean, "nargs": "?", "const": True}
+    elif get_origin(kind) is Literal:
+        options |= {"choices": get_args(kind), "metavar": "|".join(get_args(kind))}
+    elif get_origin(kind) is list:
+        options |= {"nargs": "+", "type": get_args(kind)[0]}
+    elif get_origin(kind) is dict:
+        options |= {"type": _mapping}
+    else:
+        options |= {"type": kind}
+    group.add_argument(f"--{field.name}", **options)
+
+
+def _is_union(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
+def _metavar(kind: Any) -> str:
+    if kind is bool:
+        return "true|false"
+    if get_origin(kind) is list:
+        return get_args(kind)[0].__name__.upper()
+    return {int: "N", float: "X", str: "TEXT"}.get(kind, "JSON")
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+def options_table(classes: tuple[type, ...]) -> str:
+    """The Markdown table of all flags, for the README."""
+    lines = []
+    heading = None
+    for cls in classes:
+        for field in dataclasses.fields(cls):
+            if field.metadata["group"] != heading:
+                heading = field.metadata["group"]
+                lines += ["", f"**{heading}**", "", "| Flag | Default | Meaning |", "|---|---|---|"]
+            default = json.dumps(_default(field))
+            help_text = field.metadata["help"].replace("|", "\\|")
+            lines.append(f"| `{field.name}` | `{default}` | {help_text} |")
+    return "\n".join(lines[1:])

@@ -1,0 +1,205 @@
+"""Paths, hub ids and flags -> tokenizers and modules. What can be checked is checked before
+weights are read.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+)
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+
+from spo.config import SPOConfig
+
+
+def load_tokenizer(name: str, **kwargs: Any):
+    """The tokenizer of a model folder or hub id; a missing pad token becomes the end token.
+
+    Masks are built from lengths, so sharing the two is harmless here.
+    """
+    tokenizer = _load(AutoTokenizer.from_pretrained, name, "tokenizer", **kwargs)
+    return with_pad_token(tokenizer)
+
+
+def with_pad_token(tokenizer):
+    """The tokenizer with pad = end where it had no pad token."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has neither a pad nor an end token; set processing_class.eos_token."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def resolve_tokenizer(model: str | PreTrainedModel | PeftModel, processing_class: Any):
+    """The given tokenizer, or the model's own."""
+    if processing_class is not None:
+        return with_pad_token(processing_class)
+    name = model if isinstance(model, str) else model.config._name_or_path
+    if not name:
+        raise ValueError("The model has no name to find its tokenizer by; pass processing_class.")
+    return load_tokenizer(name)
+
+
+def load_policy(name: str, **kwargs: Any) -> PreTrainedModel | PeftModel:
+    """A causal language model, or an adapter folder on its base, ready to be trained further."""
+    if is_adapter(name):
+        base = load_policy(PeftConfig.from_pretrained(name).base_model_name_or_path, **kwargs)
+        return PeftModel.from_pretrained(base, name, is_trainable=True)
+    return _load(AutoModelForCausalLM.from_pretrained, name, "model", **kwargs)
+
+
+def load_value_model(name: str, processing_class, **kwargs: Any) -> PreTrainedModel | PeftModel:
+    """A sequence-classification checkpoint with one label, or an adapter of one.
+
+    Labels and vocabulary are checked against the config, before any weights are read.
+    """
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter(name) else name
+    config = _load(AutoConfig.from_pretrained, base, "value model")
+    if base == name:
+        check_value_model(config, processing_class, name)
+        load = AutoModelForSequenceClassification.from_pretrained
+        return _load(load, name, "value model", **kwargs)
+    return _load(
+        AutoPeftModelForSequenceClassification.from_pretrained,
+        name,
+        "value model",
+        num_labels=1,
+        is_trainable=True,
+        **kwargs,
+    )
+
+
+def check_value_model(config, processing_class, name: str = "value_model") -> None:
+    """One label, and a vocabulary that holds every id of the policy's tokenizer."""
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{name} has {config.num_labels} labels, a critic has 1: give a reward model "
+            "(num_labels=1), or value_model_path='policy' to start from the policy."
+        )
+    vocab_size = config.get_text_config().vocab_size
+    if vocab_size < len(processing_class):
+        raise ValueError(
+            f"{name} knows {vocab_size} tokens but the policy's tokenizer has "
+            f"{len(processing_class)}: the critic must be of the policy's model family."
+        )
+
+
+def check_same_tokenizer(value_model_name: str, processing_class) -> None:
+    """The critic's own tokenizer, where it has one, maps text to the same ids."""
+    try:
+        other = AutoTokenizer.from_pretrained(value_model_name)
+    except (OSError, ValueError):
+        return  # saved without a tokenizer; the vocabulary size has been checked
+    if other.get_vocab() != processing_class.get_vocab():
+        raise ValueError(
+            f"{value_model_name} uses another tokenizer than the policy: the same ids would mean "
+            "other text to the critic. Choose a critic of the policy's model family."
+        )
+
+
+def is_adapter(name: str) -> bool:
+    """The folder holds a PEFT adapter instead of a model."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def _load(load, name: str, what: str, **kwargs: Any):
+    """Call a from_pretrained; a name that leads nowhere becomes one sentence."""
+    try:
+        return load(name, **kwargs)
+    except OSError as error:
+        raise ValueError(
+            f"No {what} at {name!r}: it is no local folder that holds one, and it could not be had "
+            "from the Hugging Face hub; check the spelling, the network or your token."
+        ) from error
+
+
+def quantization_config(
+    bits: int | None,
+    quant_type: str = "nf4",
+    nested: bool = True,
+    compute_dtype: torch.dtype = torch.bfloat16,
+) -> BitsAndBytesConfig | None:
+    """bitsandbytes settings for 4 or 8 bits, None for neither.
+
+    Only linear layers of the decoder are quantised; head, embeddings and norms keep their type.
+    """
+    if bits is None:
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"{bits}-bit loading needs bitsandbytes: pip install bitsandbytes.")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=nested,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_critic(name: str, args: SPOConfig, processing_class, dtype: torch.dtype, device):
+    """The value model `args.value_model_path` names, with its own LoRA and quantisation."""
+    check_same_tokenizer(name, processing_class)
+    bits = 4 if args.value_load_in_4bit else 8 if args.value_load_in_8bit else None
+    kwargs: dict[str, Any] = {"dtype": dtype}
+    if bits is not None:
+        kwargs |= {"quantization_config": quantization_config(bits), "device_map": {"": device}}
+    model = load_value_model(name, processing_class, **kwargs)
+    if args.value_use_peft and not isinstance(model, PeftModel):
+        config = lora_config(args.value_lora_r, args.value_lora_alpha, task_type="SEQ_CLS")
+        model = get_peft_model(model, config)
+    return model if bits is not None else model.to(device)
+
+
+def lora_config(
+    r: int,
+    alpha: int,
+    dropout: float = 0.0,
+    target_modules: list[str] | str | None = None,
+    task_type: str = "CAUSAL_LM",
+    **kwargs: Any,
+) -> LoraConfig:
+    """A LoRA configuration; no targets means every linear layer but the head."""
+    if isinstance(target_modules, list) and target_modules == ["all-linear"]:
+        target_modules = "all-linear"
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules or "all-linear",
+        task_type=task_type,
+        **kwargs,
+    )
+
+
+def check_target_modules(model: PreTrainedModel, peft_config: PeftConfig) -> None:
+    """Every LoRA target names a module; else the error lists those that exist."""
+    targets = peft_config.target_modules
+    if not isinstance(peft_config, LoraConfig) or targets is None or isinstance(targets, str):
+        return
+    names = {
+        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)
+    }
+    missing = sorted(set(targets) - names)
+    if missing:
+        raise ValueError(
+            f"lora_target_modules {missing} match no linear layer of {type(model).__name__}; "
+            f"it has {sorted(names)}."
+        )

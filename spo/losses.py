@@ -1,0 +1,160 @@
+"""Log-probs, advantages, values -> losses. Pure torch.
+
+Every loss is Σ weight · token loss, with weights that the caller computes over the whole
+optimizer update (`token_weights`). So the sum over micro-batches and processes is the loss of
+the update, however it was split.
+
+Axes: b rows of a micro-batch, T its completion tokens. A `log_ratio` is current minus other.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def token_weights(
+    loss_mask: Bool[np.ndarray, "U T"],
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"],
+    max_completion_length: int,
+) -> Float[np.ndarray, "U T"]:
+    """Weight of each token of one optimizer update; U completions over all processes.
+
+    With n_b tokens in completion b, N in all, and R completions that have any:
+    'dapo' and 'bnpo' 1/N (DAPO, arXiv 2503.14476, eq. 8); 'grpo' 1/(R n_b) (arXiv 2402.03300,
+    eq. 3); 'dr_grpo' 1/(R · max_completion_length) (arXiv 2503.20783).
+
+    >>> token_weights(np.array([[True, True], [True, False]]), "grpo", 2)
+    array([[0.25, 0.25],
+           [0.5 , 0.  ]])
+    """
+    lengths = loss_mask.sum(1, keepdims=True)
+    num_rows = max(int((lengths > 0).sum()), 1)
+    if loss_type == "grpo":
+        return loss_mask / (num_rows * np.maximum(lengths, 1))
+    if loss_type == "dr_grpo":
+        return loss_mask / (num_rows * max_completion_length)
+    return loss_mask / max(int(lengths.sum()), 1)
+
+
+def aggregate_log_ratio(
+    token_log_ratio: Float[Tensor, "b T"],
+    mask: Bool[Tensor, "b T"],
+    segment_ids: Int[Tensor, "b T"],
+    level: Literal["token", "segment", "sequence"],
+) -> Float[Tensor, "b T"]:
+    """The log of the importance ratio each token is weighted with.
+
+    'segment' and 'sequence' spread the mean log-ratio of the segment or completion over its
+    tokens, which is the log of the geometric mean of the token ratios (for the sequence: GSPO,
+    arXiv 2507.18071, eq. 7).
+
+    >>> ratio = torch.tensor([[0.0, 0.2, 0.6]])
+    >>> ids = torch.tensor([[0, 0, 1]])
+    >>> aggregate_log_ratio(ratio, ids >= 0, ids, "segment")
+    tensor([[0.1000, 0.1000, 0.6000]])
+    """
+    if level == "token":
+        return token_log_ratio
+    groups = torch.zeros_like(segment_ids) if level == "sequence" else segment_ids.clamp(min=0)
+    sums = torch.zeros_like(token_log_ratio).scatter_add(1, groups, token_log_ratio * mask)
+    counts = torch.zeros_like(token_log_ratio).scatter_add(1, groups, mask.to(sums.dtype))
+    return (sums / counts.clamp(min=1)).gather(1, groups) * mask
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """`loss` is a scalar with gradient; the rest is per token, (b, T), detached."""
+
+    loss: Float[Tensor, ""]
+    clipped: Bool[Tensor, "b T"]
+    ratio: Float[Tensor, "b T"]
+    token_kl: Float[Tensor, "b T"] | None
+
+
+def policy_loss(
+    token_logprobs: Float[Tensor, "b T"],
+    token_logprobs_old: Float[Tensor, "b T"],
+    token_advantages: Float[Tensor, "b T"],
+    weights: Float[Tensor, "b T"],
+    segment_ids: Int[Tensor, "b T"],
+    *,
+    epsilon: float,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    importance_sampling_level: Literal["token", "segment", "sequence"] = "token",
+    token_logprobs_ref: Float[Tensor, "b T"] | None = None,
+    beta: float = 0.0,
+) -> PolicyLoss:
+    """Σ weight · [ −min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A) + β k3 ], with ρ = π / π_old.
+
+    PPO's clipped surrogate (arXiv 1707.06347, eq. 7). `delta` also bounds ρ itself where A < 0,
+    where the minimum has no bound (two-sided clipping, arXiv 2505.07291). A weight of 0 takes a
+    token out.
+    """
+    mask = weights > 0
+    log_ratio = aggregate_log_ratio(
+        (token_logprobs - token_logprobs_old) * mask, mask, segment_ids, importance_sampling_level
+    )
+    ratio = log_ratio.exp()
+    high = epsilon if epsilon_high is None else epsilon_high
+    clipped_ratio = ratio.clamp(1 - epsilon, 1 + high)
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    token_loss = -torch.min(bounded * token_advantages, clipped_ratio * token_advantages)
+
+    token_kl = None
+    if token_logprobs_ref is not None:
+        token_kl = kl_k3(token_logprobs, token_logprobs_ref)
+        if beta:
+            token_loss = token_loss + beta * token_kl
+    with torch.no_grad():
+        too_low = (ratio < 1 - epsilon) & (token_advantages < 0)
+        too_high = (ratio > 1 + high) & (token_advantages > 0)
+    return PolicyLoss(
+        loss=(token_loss * weights)[mask].sum(),
+        clipped=(too_low | too_high) & mask,
+        ratio=ratio.detach(),
+        token_kl=None if token_kl is None else token_kl.detach(),
+    )
+
+
+def kl_k1(
+    token_logprobs: Float[Tensor, "*shape"], token_logprobs_ref: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """log π − log π_ref: unbiased for KL(π‖π_ref) under samples of π, of either sign."""
+    return token_logprobs - token_logprobs_ref
+
+
+def kl_k3(
+    token_logprobs: Float[Tensor, "*shape"], token_logprobs_ref: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """exp(−k1) − 1 + k1: unbiased too, never negative, with less variance.
+
+    Schulman, "Approximating KL Divergence" (2020); GRPO's penalty (arXiv 2402.03300, eq. 4).
+    """
+    k1 = kl_k1(token_logprobs, token_logprobs_ref)
+    return torch.exp(-k1) - 1 + k1
+
+
+def value_loss(
+    token_values: Float[Tensor, "b T"],
+    token_returns: Float[Tensor, "b T"],
+    token_values_old: Float[Tensor, "b T"],
+    weights: Float[Tensor, "b T"],
+    cliprange: float | None = None,
+) -> Float[Tensor, ""]:
+    """Σ weight · ½ (V − return)², or, clipped, the larger of that and the same at
+    V_old + clip(V − V_old, ±cliprange).
+
+    >>> one = torch.ones(1, 1)
+    >>> value_loss(3 * one, one, one, one).item(), value_loss(3 * one, one, one, one, 0.5).item()
+    (2.0, 2.0)
+    """
+    squared = (token_values - token_returns) ** 2
+    if cliprange is not None:
+        moved = (token_values - token_values_old).clamp(-cliprange, cliprange)
+        squared = torch.max(squared, (token_values_old + moved - token_returns) ** 2)
+    return 0.5 * (squared * weights)[weights > 0].sum()

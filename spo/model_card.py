@@ -1,0 +1,51 @@
+"""A finished run -> the README.md saved beside the model."""
+
+from typing import TYPE_CHECKING
+
+import spo
+
+if TYPE_CHECKING:
+    from spo.trainer import SPOTrainer
+
+CITATIONS = """\
+| Idea | Source |
+|---|---|
+| Segment-level advantages | Guo et al. 2025, [arXiv 2505.23564](https://arxiv.org/abs/2505.23564) |
+| High-entropy tokens as decisions | [arXiv 2506.01939](https://arxiv.org/abs/2506.01939) |
+| Clipped policy update (PPO) | [arXiv 1707.06347](https://arxiv.org/abs/1707.06347) |
+| Generalized advantage estimation | [arXiv 1506.02438](https://arxiv.org/abs/1506.02438) |
+| Groups of completions (GRPO) | [arXiv 2402.03300](https://arxiv.org/abs/2402.03300) |
+"""
+
+
+def model_card(trainer: "SPOTrainer") -> str:
+    """Front matter, command, data, measured rewards, configuration, sources."""
+    details = trainer.run_details
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [spo, reinforcement-learning, text-generation]",
+        f"base_model: {details['base_model']}",
+        "---",
+        "",
+        f"# {trainer.run_id}",
+        "",
+        f"Trained with Segment Policy Optimization (spo {spo.__version__}) for "
+        f"{trainer.state.global_step} steps.",
+        "",
+        *(f"- {key.replace('_', ' ')}: {value}" for key, value in details.items() if value),
+        f"- critic: {'in `critic/`' if trainer.critic else 'none (group-relative advantages)'}",
+        "",
+    ]
+    evaluations = trainer.reporter.evaluations
+    if evaluations:
+        names = sorted({name for _, metrics in evaluations for name in metrics})
+        lines += ["## Held-out evaluation", "", f"| step | {' | '.join(names)} |"]
+        lines += [f"|---|{'---|' * len(names)}"]
+        for step, metrics in evaluations:
+            cells = (f"{metrics[n]:.3f}" if n in metrics else "" for n in names)
+            lines.append(f"| {step} | {' | '.join(cells)} |")
+        lines.append("")
+    settings = "\n".join(f"{key}: {value}" for key, value in trainer.args.to_dict().items())
+    lines += ["## Configuration", "", "```yaml", settings, "```", "", "## Sources", "", CITATIONS]
+    return "\n".join(lines)

@@ -1,0 +1,256 @@
+"""Names and loaded modules -> policy, critic and reference networks.
+
+Under LoRA all three live on one frozen base, 4-bit or not: the policy is the base with the
+adapter "default", the critic the base with the adapter "critic" and a value head, the reference
+the base with no adapter (or, where training continues an adapter, with a frozen copy of it).
+Under full fine-tuning each is a model of its own.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from spo.config import SPOConfig
+from spo.loading import check_target_modules, check_value_model, is_adapter, load_critic
+
+POLICY, CRITIC, REFERENCE = "default", "critic", "reference"
+"""Adapter names. PEFT saves "default" at the top of the folder, as everyone expects."""
+
+HEAD_NAMES = ("score", "classifier", "v_head", "value_head")
+"""Where sequence-classification and reward models keep their last layer."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A decoder, the head that reads its states, and the adapter that makes it this network.
+
+    Attributes:
+        model: the whole model; several networks may share one.
+        head: vocabulary head or value head, applied to states of width H.
+        adapter: PEFT adapter to switch on; "" switches all of them off; None: none exist.
+        parameters: what the optimizer trains.
+    """
+
+    model: PreTrainedModel | PeftModel
+    head: nn.Module
+    adapter: str | None = None
+    parameters: tuple[nn.Parameter, ...] = ()
+
+    @contextmanager
+    def active(self) -> Iterator[nn.Module]:
+        """Switch this network on and yield its decoder."""
+        if self.adapter:
+            self.model.set_adapter(self.adapter)
+        off = self.model.disable_adapter() if self.adapter == "" else nullcontext()
+        with off:
+            yield decoder(self.model)
+
+    def train(self, mode: bool) -> None:
+        """Switch dropout and gradient checkpointing on or off."""
+        self.model.train(mode)
+        self.head.train(mode)
+
+
+def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The Transformers model itself, adapters injected, without PEFT's wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def decoder(model: PreTrainedModel | PeftModel) -> nn.Module:
+    """The model without its head: ids -> last hidden states."""
+    return transformer(model).base_model
+
+
+# --- building the three networks -------------------------------------------------------------
+
+
+def build_policy(
+    model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None
+) -> Network:
+    """The trained policy; `peft_config` puts a fresh adapter on a plain model."""
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise ValueError("The model already carries an adapter; leave peft_config out.")
+        check_target_modules(model, peft_config)
+        model = get_peft_model(model, peft_config)
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise ValueError("Prompt-learning adapters have no weights in the decoder; use LoRA.")
+        if set(model.peft_config) != {POLICY}:
+            raise ValueError(
+                f"Adapters {list(model.peft_config)}: give a model with one, 'default'."
+            )
+        model.set_adapter(POLICY)
+    elif is_quantized(model):
+        raise ValueError(
+            "Quantised weights cannot be trained; add LoRA (--use_peft, or a peft_config)."
+        )
+    check_plain_head(model)
+    return Network(
+        model,
+        transformer(model).get_output_embeddings(),
+        POLICY if isinstance(model, PeftModel) else None,
+        trainable_parameters(model),
+    )
+
+
+def build_reference(policy: Network) -> Network:
+    """The frozen policy that KL is measured against: the base alone wherever that is possible."""
+    if policy.adapter is None:
+        frozen = copy.deepcopy(policy.model).requires_grad_(False).eval()
+        return Network(frozen, frozen.get_output_embeddings())
+    if not _is_fresh(policy.model):
+        add_frozen_copy(policy.model, POLICY, REFERENCE)
+        return Network(policy.model, policy.head, REFERENCE)
+    return Network(policy.model, policy.head, "")
+
+
+def build_critic(
+    value_model: Any, policy: Network, args: SPOConfig, processing_class
+) -> Network | None:
+    """The critic from what a person may give: None, "policy", a path or hub id, a module."""
+    if value_model is None:
+        return None
+    if not isinstance(value_model, str):
+        check_value_model(transformer(value_model).config, processing_class)
+        quantized = is_quantized(value_model)
+        return critic_network(value_model if quantized else value_model.to(policy.model.device))
+    if value_model == "policy":
+        return critic_from_policy(policy)
+    if is_adapter(value_model) and policy.adapter is not None:
+        return load_shared_critic(policy, value_model)
+    dtype, device = transformer(policy.model).dtype, policy.model.device
+    return critic_network(load_critic(value_model, args, processing_class, dtype, device))
+
+
+def critic_from_policy(policy: Network) -> Network:
+    """The policy's weights with a zero value head, so that V = 0 at first.
+
+    Under LoRA a second adapter on the same frozen base; else a copy of the whole decoder.
+    """
+    if policy.adapter is None:
+        return critic_network(_copy_as_value_model(policy.model))
+    config = copy.deepcopy(policy.model.peft_config[POLICY])
+    policy.model.add_adapter(CRITIC, config)
+    return _shared_critic(
+        policy,
+        nn.Linear(transformer(policy.model).config.get_text_config().hidden_size, 1, bias=False),
+    )
+
+
+def load_shared_critic(policy: Network, folder: str) -> Network:
+    """A critic adapter that `save_critic` wrote, back on the policy's base."""
+    own, saved = policy.model.peft_config[POLICY], PeftConfig.from_pretrained(folder)
+    if saved.base_model_name_or_path != own.base_model_name_or_path:
+        raise ValueError(
+            f"The critic adapter in {folder} belongs to {saved.base_model_name_or_path!r}, not to "
+            f"{own.base_model_name_or_path!r}."
+        )
+    state = load_file(Path(folder) / "adapter_model.safetensors")
+    weight = next(state.pop(key) for key in list(state) if key.endswith("score.weight"))
+    saved.task_type, saved.modules_to_save = own.task_type, None
+    policy.model.add_adapter(CRITIC, saved)
+    set_peft_model_state_dict(policy.model, state, adapter_name=CRITIC)
+    head = nn.Linear(weight.shape[1], 1, bias=False)
+    head.weight.data.copy_(weight)
+    return _shared_critic(policy, head, zero=False)
+
+
+def _shared_critic(policy: Network, head: nn.Linear, zero: bool = True) -> Network:
+    if zero:
+        nn.init.zeros_(head.weight)
+    head.to(policy.model.device)
+    policy.model.set_adapter(CRITIC)
+    parameters = (*trainable_parameters(policy.model), *head.parameters())
+    policy.model.set_adapter(POLICY)
+    return Network(policy.model, head, CRITIC, parameters)
+
+
+def critic_network(value_model: PreTrainedModel | PeftModel) -> Network:
+    """A critic of its own from a sequence-classification or reward model."""
+    inner = transformer(value_model)
+    heads = [getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)]
+    if not heads or not hasattr(heads[0], "weight"):
+        raise ValueError(
+            f"{type(inner).__name__} has no value head ({', '.join(HEAD_NAMES)}) with one output; "
+            "give an AutoModelForSequenceClassification with num_labels=1."
+        )
+    if heads[0].weight.shape[0] != 1:
+        raise ValueError(f"The critic's head has {heads[0].weight.shape[0]} outputs, it needs 1.")
+    if is_quantized(value_model) and not isinstance(value_model, PeftModel):
+        raise ValueError("A quantised critic cannot be trained without LoRA (--value_use_peft).")
+    adapter = value_model.active_adapter if isinstance(value_model, PeftModel) else None
+    return Network(value_model, heads[0], adapter, trainable_parameters(value_model))
+
+
+def _copy_as_value_model(policy: PreTrainedModel) -> PreTrainedModel:
+    """A sequence-classification model with the policy's decoder weights and a zero head."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    try:
+        model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"Transformers has no sequence-classification form of {type(policy).__name__}, which a "
+            "critic made from the policy needs; use LoRA, or give a value model."
+        ) from error
+    decoder(model).load_state_dict(decoder(policy).state_dict())
+    head = next(getattr(model, name) for name in HEAD_NAMES if hasattr(model, name))
+    nn.init.zeros_(head.weight)
+    return model.to(policy.device)
+
+
+def is_quantized(model: PreTrainedModel | PeftModel) -> bool:
+    return getattr(transformer(model), "is_quantized", False)
+
+
+def enable_gradient_checkpointing(network: Network) -> None:
+    transformer(network.model).gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    return tuple(p for p in model.parameters() if p.requires_grad)
+
+
+def _is_fresh(model: PeftModel) -> bool:
+    """The policy adapter is new and changes nothing yet: every LoRA B matrix is zero."""
+    state = get_peft_model_state_dict(model, adapter_name=POLICY)
+    return all(not tensor.any() for name, tensor in state.items() if "lora_B" in name)
+
+
+def add_frozen_copy(model: PeftModel, source: str, name: str) -> None:
+    """A second adapter with the weights of the first; never trained."""
+    model.add_adapter(name, copy.deepcopy(model.peft_config[source]))
+    state = get_peft_model_state_dict(model, adapter_name=source)
+    set_peft_model_state_dict(model, state, adapter_name=name)
+    model.set_requires_grad(name, requires_grad=False)
+
+
+@torch.no_grad()
+def check_plain_head(model: PreTrainedModel | PeftModel) -> None:
+    """The model's logits are its head applied to its decoder, as the chunked log-probs assume."""
+    inner = transformer(model)
+    ids = torch.tensor([[0, 1]], device=inner.device)
+    states = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+    ours = inner.get_output_embeddings()(states).float()
+    theirs = inner(input_ids=ids, use_cache=False).logits.float()
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+        raise ValueError(
+            f"{type(inner).__name__} scales or caps its logits after the head, which SPO's chunked "
+            "log-probs do not reproduce; choose another model family."
+        )

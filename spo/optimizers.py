@@ -1,0 +1,60 @@
+"""Networks and SPOConfig -> one optimizer with a parameter group per network, and its schedule."""
+
+from typing import Any
+
+import torch
+from transformers import Adafactor, get_scheduler
+
+from spo.config import SPOConfig
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor")
+
+
+def build_optimizer(
+    config: SPOConfig, policy_parameters: Any, critic_parameters: Any = ()
+) -> torch.optim.Optimizer:
+    """Group 0 is the policy, group 1 the critic; the two share no parameter and no state.
+
+    Raises:
+        ValueError: `optim` is unknown, or needs bitsandbytes and it is not installed.
+    """
+    groups = [{"params": list(policy_parameters), "lr": config.learning_rate}]
+    if critic_parameters:
+        rate = config.value_learning_rate
+        groups.append(
+            {
+                "params": list(critic_parameters),
+                "lr": config.learning_rate if rate is None else rate,
+            }
+        )
+    if config.optim == "adafactor":
+        return Adafactor(
+            groups, scale_parameter=False, relative_step=False, weight_decay=config.weight_decay
+        )
+    adam = {
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optim in ("adamw_torch", "adamw_torch_fused"):
+        return torch.optim.AdamW(groups, fused=config.optim == "adamw_torch_fused", **adam)
+    if config.optim in ("adamw_8bit", "paged_adamw_8bit"):
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise ValueError(
+                f"optim={config.optim!r} needs bitsandbytes: pip install bitsandbytes, or choose "
+                "adamw_torch."
+            ) from error
+        return AdamW8bit(groups, is_paged=config.optim == "paged_adamw_8bit", **adam)
+    raise ValueError(f"optim={config.optim!r} is not one of {', '.join(OPTIMIZERS)}.")
+
+
+def build_scheduler(config: SPOConfig, optimizer: torch.optim.Optimizer, total_updates: int):
+    """The schedule of both learning rates, advanced once per optimizer update."""
+    return get_scheduler(
+        config.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=config.warmup_updates(total_updates),
+        num_training_steps=total_updates,
+    )

@@ -1,0 +1,161 @@
+"""Metrics -> progress bar, metrics.jsonl, trackers, and tables of sampled completions."""
+
+import json
+import math
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from spo.config import SPOConfig
+from spo.rollouts import Rollouts
+
+BAR_FORMAT = "{n_fmt}/{total_fmt} {bar}{postfix}"
+
+
+class Reporter:
+    """Everything a person or a tracker sees; writes on the main process only."""
+
+    def __init__(self, args: SPOConfig, accelerator: Accelerator, output_dir: Path, max_steps: int):
+        self.args, self.accelerator, self.max_steps = args, accelerator, max_steps
+        self.path = output_dir / "metrics.jsonl"
+        self.is_main = accelerator.is_main_process
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+        self.bar: tqdm | None = None
+        self.show_bar = self.is_main and not args.disable_tqdm and sys.stderr.isatty()
+        self.tracking = args.report_to != "none"
+        self.output_dir = output_dir
+
+    def begin(self, step: int, resumed: bool) -> None:
+        """Open the bar and the trackers; on resuming, forget metrics after the checkpoint."""
+        if self.is_main and resumed and self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if line]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        if self.tracking:
+            flat = {
+                k: v for k, v in self.args.to_dict().items() if isinstance(v, int | float | str)
+            }
+            self.accelerator.project_configuration.set_directories(str(self.output_dir))
+            self.accelerator.project_configuration.logging_dir = str(self.output_dir)
+            self.accelerator.init_trackers(self.args.run_name or "spo", config=flat)
+        if self.show_bar:
+            self.bar = tqdm(
+                total=self.max_steps, initial=step, bar_format=BAR_FORMAT, dynamic_ncols=True
+            )
+
+    def log_step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """One line of metrics.jsonl, the trackers, and the bar."""
+        if step % self.args.logging_steps == 0 or step == self.max_steps:
+            self._write(step, {"epoch": round(epoch, 4)} | metrics)
+            if self.is_main and not self.show_bar:
+                print(f"{step}/{self.max_steps} {summary(metrics)}", flush=True)
+        if self.bar is not None:
+            self.bar.set_postfix_str(summary(metrics) + self._time_left(), refresh=False)
+            self.bar.update(1)
+
+    def log_eval(self, step: int, metrics: dict[str, float]) -> None:
+        """A line of its own, and the trackers."""
+        self.evaluations.append((step, metrics))
+        self._write(step, metrics)
+        shown = {k: v for k, v in metrics.items() if not k.startswith("eval/completions")}
+        self.print(f"step {step} " + "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        if self.tracking:
+            self.accelerator.log(metrics, step=step)
+        if self.is_main:
+            clean = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step} | clean) + "\n")
+
+    def _time_left(self) -> str:
+        rate = self.bar.format_dict
+        done = rate["n"] + 1 - rate["initial"]
+        left = int(rate["elapsed"] / max(done, 1) * (self.max_steps - rate["n"] - 1))
+        return f" {left // 60}:{left % 60:02d} left"
+
+    def show_completions(self, step: int, rollouts: Rollouts) -> None:
+        """A small table of completions with their rewards, every few steps."""
+        args = self.args
+        if not (self.is_main and args.log_completions and step % args.log_completions_steps == 0):
+            return
+        table = Table(box=box.SIMPLE_HEAD, title=f"step {step}", show_lines=True)
+        table.add_column("prompt", ratio=2, max_width=30)
+        table.add_column("completion", ratio=4)
+        table.add_column("reward", justify="right", width=7)
+        stride = max(len(rollouts) // args.num_completions_to_print, 1)
+        for i in range(0, len(rollouts), stride)[: args.num_completions_to_print]:
+            # Text, not str: markup in model output is shown, never interpreted
+            table.add_row(
+                Text(_shortened(rollouts.prompts[i], 120)),
+                Text(_shortened(rollouts.completions[i], 240)),
+                f"{rollouts.completion_rewards[i]:.2f}",
+            )
+        console = Console(width=min(Console().width, 100))
+        with console.capture() as capture:
+            console.print(table)
+        self.print(capture.get().rstrip())
+
+    def print(self, text: str) -> None:
+        """Print above the bar, if there is one."""
+        if not self.is_main:
+            return
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.tracking:
+            self.accelerator.end_training()
+
+
+class PhaseTimer:
+    """Seconds of each phase of a step, waiting for the device so that they are its own."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str):
+        begun = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[phase] = time.perf_counter() - begun
+
+    def metrics(self, num_tokens: int) -> dict[str, float]:
+        """Seconds per phase, and sampled tokens over all of them."""
+        rate = num_tokens / sum(self.seconds.values())
+        times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
+        return times | {"tokens_per_second": rate}
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The line beside the bar: fits 80 columns."""
+    parts = [f"reward {metrics['reward']:.2f}"]
+    if "kl" in metrics:
+        parts.append(f"kl {metrics['kl']:.3f}")
+    parts.append(f"H {metrics['entropy']:.2f}")
+    parts.append(f"seg {metrics['spo/mean_segments_per_sequence']:.1f}")
+    if "spo/explained_variance" in metrics:
+        parts.append(f"ev {metrics['spo/explained_variance']:.2f}")
+    parts.append(f"{metrics['tokens_per_second']:.0f} tok/s")
+    return " ".join(parts)
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

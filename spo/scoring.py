@@ -1,0 +1,287 @@
+"""Rows of tokens -> log-probs, entropies and values, completion-aligned.
+
+Three things happen here and nowhere else: rows are laid out for a forward pass (`MicroBatch`),
+the causal shift is made (`states_before_tokens`), and hidden states meet the vocabulary
+(`token_logprobs`), a chunk of tokens at a time, so that the (tokens × V) logits of a batch never
+exist, forward or backward.
+
+Axes: b rows of a micro-batch, S prompt + completion positions, T completion tokens, N completion
+tokens of all rows laid end to end, H hidden width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spo.config import SPOConfig
+from spo.models import Network
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Prompt + completion per row, right-padded to the longest row of this micro-batch.
+
+    No attention mask is needed: padding stands after every real token, and attention is causal.
+
+    Attributes:
+        rows: which rows of the rollout batch these are, (b,).
+        input_ids: (b, S).
+        token_rows, token_columns: row and completion position of each of the N tokens, (N,).
+        state_columns: position in `input_ids` of the state before each token, (N,).
+    """
+
+    rows: np.ndarray
+    input_ids: Int[Tensor, "b S"]
+    token_rows: Int[Tensor, " N"]
+    token_columns: Int[Tensor, " N"]
+    state_columns: Int[Tensor, " N"]
+
+    @classmethod
+    def build(
+        cls,
+        rows: np.ndarray,
+        prompt_ids: list[list[int]],
+        token_ids: list[list[int]],
+        device: torch.device,
+    ) -> "MicroBatch":
+        """Lay out the given rows of the ragged `prompt_ids` and `token_ids`."""
+        sequences = [[*prompt_ids[row], *token_ids[row]] for row in rows]
+        input_ids = np.zeros((len(rows), max(map(len, sequences))), dtype=np.int64)
+        for i, sequence in enumerate(sequences):
+            input_ids[i, : len(sequence)] = sequence
+        counts = np.array([len(token_ids[row]) for row in rows])
+        token_rows = np.repeat(np.arange(len(rows)), counts)
+        token_columns = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        prompt_lengths = np.array([len(prompt_ids[row]) for row in rows])
+        state_columns = prompt_lengths[token_rows] - 1 + token_columns
+        tensors = (input_ids, token_rows, token_columns, state_columns)
+        return cls(rows, *(torch.from_numpy(x).to(device) for x in tensors))
+
+    @property
+    def targets(self) -> Int[Tensor, " N"]:
+        """The sampled tokens."""
+        return self.input_ids[self.token_rows, self.state_columns + 1]
+
+    def to_rows(self, flat: Float[Tensor, " N"]) -> Float[Tensor, "b T"]:
+        """(N,) -> (b, T), zero on padding; differentiable."""
+        num_columns = int(self.token_columns.max()) + 1 if len(flat) else 0
+        padded = flat.new_zeros(len(self.rows), num_columns)
+        return padded.index_put((self.token_rows, self.token_columns), flat)
+
+
+def split_rows(
+    rows: np.ndarray, lengths: np.ndarray, max_rows: int, max_tokens: int | None = None
+) -> Iterator[np.ndarray]:
+    """Cut rows into micro-batches of similar length: at most `max_rows`, or `max_tokens` padded.
+
+    Longest first, so that memory runs out at once or not at all. A row longer than `max_tokens`
+    stands alone.
+
+    >>> list(split_rows(np.arange(4), np.array([2, 9, 3, 8]), max_rows=2))
+    [array([1, 3]), array([2, 0])]
+    >>> list(split_rows(np.arange(4), np.array([2, 9, 3, 8]), max_rows=1, max_tokens=18))
+    [array([1, 3]), array([2, 0])]
+    """
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    while len(rows):
+        count = max_rows if max_tokens is None else max(1, max_tokens // int(lengths[rows[0]]))
+        yield rows[:count]
+        rows = rows[count:]
+
+
+def states_before_tokens(
+    hidden_states: Float[Tensor, "b S H"], batch: MicroBatch
+) -> Float[Tensor, "N H"]:
+    """The causal shift: the hidden state *before* each completion token is consumed.
+
+    For token 0 that is the state at the prompt's last token.
+    """
+    return hidden_states[batch.token_rows, batch.state_columns]
+
+
+def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]:
+    """Run the decoder (a model without its head) and keep the states before completion tokens."""
+    output = decoder(input_ids=batch.input_ids, use_cache=False)
+    return states_before_tokens(output.last_hidden_state, batch)
+
+
+def token_values(value_head: nn.Module, states: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+    """V(s_t) from the state before token t, in float32."""
+    with torch.autocast(states.device.type, enabled=False):
+        return value_head(states.to(value_head.weight.dtype)).squeeze(-1).float()
+
+
+@torch.no_grad()
+def score_rows(
+    network: Network,
+    what: Sequence[Literal["logprobs", "entropies", "values"]],
+    prompt_ids: list[list[int]],
+    token_ids: list[list[int]],
+    accelerator: Accelerator,
+    config: SPOConfig,
+) -> list[list[np.ndarray]]:
+    """One forward pass of a network over all rows, without gradient.
+
+    Returns a list per name in `what`, holding one float32 array (length of the completion,) per
+    row.
+    """
+    lengths = np.array([len(ids) for ids in token_ids])
+    totals = lengths + np.array([len(ids) for ids in prompt_ids])
+    scored = [[np.zeros(n, np.float32) for n in lengths] for _ in what]
+    network.train(False)
+    with network.active() as decoder, accelerator.autocast():
+        for rows in split_rows(
+            np.flatnonzero(lengths),
+            totals,
+            config.per_device_train_batch_size,
+            config.max_tokens_per_micro_batch,
+        ):
+            batch = MicroBatch.build(rows, prompt_ids, token_ids, accelerator.device)
+            states = hidden_states(decoder, batch)
+            if "values" in what:
+                flat = {"values": token_values(network.head, states)}
+            else:
+                names = ("logprobs", "entropies")
+                flat = dict(zip(names, _score_tokens(network, states, batch, config), strict=True))
+            for name, columns in zip(what, scored, strict=True):
+                parts = np.split(flat[name].cpu().numpy(), np.cumsum(lengths[rows])[:-1])
+                for row, part in zip(rows, parts, strict=True):
+                    columns[row] = part
+    return scored
+
+
+def _score_tokens(network: Network, states: Tensor, batch: MicroBatch, config: SPOConfig):
+    return token_logprobs_and_entropies(
+        states, network.head, batch.targets, config.temperature, config.logits_chunk_size
+    )
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(states · Wᵀ / temperature) at the targets, one chunk of tokens at a time.
+
+    With z the logits, p their softmax and τ the temperature,
+        ∂ log p_y / ∂ state = (W_y − Σ_v p_v W_v) / τ,
+    which needs nothing from later in the graph but a factor per token. So the forward pass,
+    which holds p anyway, computes it at once, and a frozen head costs no recomputation. The
+    gradient of a trainable head is (onehot − p)ᵀ · states, and there p is recomputed.
+    """
+
+    @staticmethod
+    def forward(ctx, states, weight, bias, targets, temperature, chunk_size):
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        logprobs = states.new_empty(len(states), dtype=_wide(states))
+        states_grad = torch.empty_like(states) if needs_states else None
+        for chunk in _chunks(len(states), chunk_size):
+            logits = _logits(states[chunk], weight, bias, temperature)
+            log_normalizer = logits.logsumexp(-1, keepdim=True)
+            chosen = logits.gather(-1, targets[chunk, None])
+            logprobs[chunk] = (chosen - log_normalizer).squeeze(-1)
+            if needs_states:
+                probs = logits.sub_(log_normalizer).exp_().to(weight.dtype)
+                direction = weight[targets[chunk]] - probs @ weight
+                states_grad[chunk] = (direction / temperature).to(states.dtype)
+        if needs_weight or needs_bias:
+            ctx.save_for_backward(states_grad, states, weight, bias, targets)
+        else:
+            ctx.save_for_backward(states_grad, None, None, None, None)
+        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        return logprobs
+
+    @staticmethod
+    def backward(ctx, grad):
+        states_grad, states, weight, bias, targets = ctx.saved_tensors
+        _, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        weight_grad = torch.zeros_like(weight, dtype=_wide(weight)) if needs_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=_wide(bias)) if needs_bias else None
+        for chunk in _chunks(len(grad), ctx.chunk_size) if needs_weight or needs_bias else ():
+            logits = _logits(states[chunk], weight, bias, ctx.temperature)
+            logits_grad = logits.softmax(-1).neg_()
+            index = targets[chunk, None]
+            logits_grad.scatter_add_(1, index, torch.ones_like(index, dtype=logits.dtype))
+            logits_grad *= (grad[chunk] / ctx.temperature)[:, None]
+            if needs_weight:
+                weight_grad += logits_grad.to(weight.dtype).T @ states[chunk]
+            if needs_bias:
+                bias_grad += logits_grad.sum(0)
+        states_grad = (
+            states_grad * grad[:, None].to(states_grad.dtype) if ctx.needs_input_grad[0] else None
+        )
+        return states_grad, weight_grad, bias_grad, None, None, None
+
+
+def token_logprobs(
+    states: Float[Tensor, "N H"],
+    lm_head: nn.Module,
+    targets: Int[Tensor, " N"],
+    temperature: float = 1.0,
+    chunk_size: int = 256,
+) -> Float[Tensor, " N"]:
+    """log π(y_t | s_t) in float32, differentiable; memory grows with the chunk, not with N × V.
+
+    The products run in the autocast type when autocast is on, else in the head's own.
+    """
+    states, weight, bias = _compute_inputs(states, lm_head)
+    return _TokenLogprobs.apply(states, weight, bias, targets, temperature, chunk_size)
+
+
+@torch.no_grad()
+def token_logprobs_and_entropies(
+    states: Float[Tensor, "N H"],
+    lm_head: nn.Module,
+    targets: Int[Tensor, " N"],
+    temperature: float = 1.0,
+    chunk_size: int = 256,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """log π(y_t | s_t) and the full-softmax entropy −Σ π log π in nats, without gradient."""
+    states, weight, bias = _compute_inputs(states, lm_head)
+    logprobs = states.new_empty(len(states), dtype=_wide(states))
+    entropies = torch.empty_like(logprobs)
+    for chunk in _chunks(len(states), chunk_size):
+        logits = _logits(states[chunk], weight, bias, temperature)
+        logprobs[chunk], entropies[chunk] = logprobs_and_entropies(logits, targets[chunk])
+    return logprobs, entropies
+
+
+def logprobs_and_entropies(
+    logits: Float[Tensor, "n V"], targets: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Of the softmax of `logits`: log-prob of the target and entropy in nats, (n,) each.
+
+    >>> lp, h = logprobs_and_entropies(torch.zeros(1, 4), torch.tensor([2]))
+    >>> print(f"{lp.item():.4f} {h.item():.4f}")  # -ln 4, ln 4
+    -1.3863 1.3863
+    """
+    log_normalizer = logits.logsumexp(-1, keepdim=True)
+    chosen = (logits.gather(-1, targets[:, None]) - log_normalizer).squeeze(-1)
+    log_probs = logits - log_normalizer
+    # exp(−inf) · −inf is NaN: a token that cannot be sampled adds nothing
+    entropies = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    return chosen, entropies
+
+
+def _compute_inputs(states: Tensor, lm_head: nn.Module):
+    """States, weight and bias of the head in the type the product runs in."""
+    weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = nn.functional.linear(states, weight, bias)
+    return logits.to(_wide(logits)) / temperature
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """float64 stays, everything else is summed in float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, length, size))

@@ -1,0 +1,470 @@
+"""Prompts, reward functions and models -> a trained policy and critic.
+
+`SPOTrainer.train` is the whole loop; its phases stand below it in the order they are called.
+Everything between scoring and the update is numpy on the global rollout batch, so every process
+computes the same credit and then trains on its own share of the rows.
+
+Axes: B completions of the rollout batch over all processes, T completion tokens.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+
+from spo import checkpoints, evaluation, models
+from spo.advantages import Credit, assign_credit
+from spo.config import SPOConfig
+from spo.data import PromptBatches, prepare_prompts
+from spo.generation import (
+    Completions,
+    Sampling,
+    completion_texts,
+    eos_token_ids,
+    external_completions,
+    sample,
+    uniforms,
+)
+from spo.loading import load_policy, resolve_tokenizer
+from spo.losses import token_weights
+from spo.metrics import rollout_metrics
+from spo.models import Network
+from spo.optimizers import build_optimizer, build_scheduler
+from spo.reporting import PhaseTimer, Reporter
+from spo.rewards import CompletionRewards, load_reward_functions, score_completions
+from spo.rollouts import Rollouts, save_rollouts, stack_rows
+from spo.scoring import score_rows
+from spo.update import Updater
+
+
+class SPOTrainer:
+    """Segment Policy Optimization, with the arguments a TRL user knows from GRPOTrainer.
+
+    Args:
+        model: a causal language model, a PeftModel, or the path or hub id of either.
+        reward_funcs: one or a list of: function `f(prompts, completions, completion_ids,
+            **columns) -> list[float | None]` (or a list of floats per completion token), the name
+            of a built-in, "package.module:function", a sequence-classification model or its path.
+        args: the configuration.
+        train_dataset: column "prompt" as text or chat messages; all others go to the rewards.
+        eval_dataset: held-out prompts, evaluated before the first and after the last step.
+        processing_class: the tokenizer; None: the model's own.
+        reward_processing_classes: tokenizers of reward models, in the order of reward_funcs.
+        callbacks: Transformers' TrainerCallbacks.
+        optimizers: (optimizer, scheduler) to use instead of those `args` describes; the
+            optimizer needs the policy in group 0 and the critic in group 1.
+        peft_config: put this adapter on the model.
+        quantization_config: load a model given by name with it.
+        value_model: the critic: a sequence-classification model with one label, its path, or
+            "policy"; None: as `args.value_model_path` says.
+        rollout_func: samples instead of the trainer: `f(prompts, trainer) -> {"prompt_ids",
+            "completion_ids"}` with one entry per prompt given; further keys go to the rewards.
+
+    Raises:
+        ValueError: settings, data or models that do not fit together; one sentence each.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Any,
+        reward_funcs: Any,
+        args: SPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        value_model: Any = None,
+        rollout_func: Callable[..., dict[str, list]] | None = None,
+    ):
+        self.args = args or SPOConfig()
+        self.accelerator = _make_accelerator(self.args)
+        set_seed(self.args.seed)
+        self.callbacks = [cb() if isinstance(cb, type) else cb for cb in callbacks or []]
+        self.rollout_func = rollout_func
+        value_model = value_model if value_model is not None else self.args.value_model_path
+        has_critic = value_model is not None and self.args.use_value_network
+        self.args.check_batches(self.accelerator.num_processes, has_critic)
+
+        self.processing_class = resolve_tokenizer(model, processing_class)
+        self.train_dataset = self._prepare(train_dataset, "train_dataset")
+        self.eval_dataset = eval_dataset and self._prepare(eval_dataset, "eval_dataset")
+        self._load_rewards(reward_funcs, reward_processing_classes)
+        self.output_dir = checkpoints.prepare_output_dir(self.args, self.accelerator)
+        self._load_models(
+            model, peft_config, quantization_config, value_model if has_critic else None
+        )
+        self._plan_steps()
+        self._build_optimizers(*optimizers)
+        self.state = TrainerState(
+            max_steps=self.max_steps, is_world_process_zero=self.accelerator.is_main_process
+        )
+        self.control = TrainerControl()
+        self.run_details = {
+            "base_model": models.transformer(self.policy.model).config._name_or_path
+        }
+        self.reporter = Reporter(self.args, self.accelerator, self.output_dir, self.max_steps)
+        self.timer = PhaseTimer(self.accelerator.device)
+        self.updater = Updater(self)
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, float]:
+        """Train until `max_steps`, save the model, and return the last metrics.
+
+        `resume_from_checkpoint`: "latest" (or True) or a checkpoint folder; None: as `args` says.
+        """
+        start = self._begin(resume_from_checkpoint)
+        metrics: dict[str, float] = {}
+        for step in range(start + 1, self.max_steps + 1):
+            prompts = self.batches.indices(step - 1)
+            samples = self.generate(step, prompts)
+            rollouts = self.score(step, prompts, samples)
+            credit = assign_credit(rollouts, self.args)
+            metrics = self.update(step, rollouts, credit)
+            self.finish_step(step, rollouts, credit, metrics)
+            if self.control.should_training_stop:
+                break
+        return self._end(metrics)
+
+    # --- phase 1: generate -------------------------------------------------------------------
+
+    def generate(self, step: int, prompts: np.ndarray) -> Completions:
+        """Sample this process's rows of the rollout batch; `prompts` are data set rows, (P,)."""
+        with self.timer("generate"):
+            prompt_rows = self.train_dataset.select(self._local(prompts))
+            if self.rollout_func is not None:
+                output = self.rollout_func(list(prompt_rows["prompt"]), self)
+                eos_ids = eos_token_ids(self.policy.model, self.processing_class)
+                return external_completions(output, len(prompt_rows), eos_ids)
+            rows = self._local(np.arange(len(prompts) * self.args.num_generations))
+            noise = uniforms(self.args.seed, step, rows, self.args.max_completion_length)
+            sampling = self.sampling(self.args.temperature)
+            return self.sample(prompt_rows["prompt_ids"], noise, sampling)
+
+    def _local(self, values: np.ndarray) -> np.ndarray:
+        """This process's share of per-prompt or per-row values, prompts repeated to rows."""
+        num_rows = self.args.rollout_batch_size(self.accelerator.num_processes)
+        by_row = np.repeat(values, num_rows // len(values))
+        share = num_rows // self.accelerator.num_processes
+        start = self.accelerator.process_index * share
+        return by_row[start : start + share]
+
+    def sample(self, prompt_ids, noise: np.ndarray, sampling: Sampling) -> Completions:
+        """Complete prompts with the current policy."""
+        self.policy.train(False)
+        with self.policy.active(), self.accelerator.autocast():
+            return sample(
+                self.policy.model,
+                list(prompt_ids),
+                noise,
+                sampling,
+                self.args.per_device_generation_batch_size,
+            )
+
+    def sampling(self, temperature: float) -> Sampling:
+        return Sampling(
+            max_new_tokens=self.args.max_completion_length,
+            eos_token_ids=eos_token_ids(self.policy.model, self.processing_class),
+            temperature=temperature,
+            top_k=self.args.top_k,
+            top_p=self.args.top_p,
+        )
+
+    # --- phase 2: score ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score(self, step: int, prompts: np.ndarray, samples: Completions) -> Rollouts:
+        """Log-probs, entropies, values and rewards of all rows: the global rollout batch."""
+        with self.timer("score"):
+            indices = self._local(prompts)
+            prompt_rows = self.train_dataset.select(indices)
+            texts, ends = completion_texts(self.processing_class, samples.token_ids)
+            rewards = self.rewards(prompt_rows, texts, samples)
+            records = [
+                {
+                    "prompt_index": indices[i],
+                    "prompt": prompt_rows[i]["prompt_text"],
+                    "completion": texts[i],
+                    "token_ends": ends[i],
+                    "token_rewards": rewards.token_rewards[i, : len(samples.token_ids[i])],
+                    "reward": rewards.completion_rewards[i] if rewards.scorable[i] else np.nan,
+                    "rewards_by_function": rewards.rewards_by_function[i],
+                    **columns,
+                }
+                for i, columns in enumerate(self._token_columns(prompt_rows, samples))
+            ]
+        rollouts = stack_rows(
+            gather_object(records),
+            step=step,
+            num_generations=self.args.num_generations,
+            reward_names=[function.name for function in self.reward_functions],
+        )
+        if not rollouts.completion_mask.any():
+            raise ValueError(
+                f"Step {step}: every completion is empty; check the end token and the prompts."
+            )
+        return rollouts
+
+    def _token_columns(self, prompt_rows, samples: Completions) -> list[dict[str, Any]]:
+        """What the networks say about every token of this process's rows."""
+        prompt_ids = samples.prompt_ids or list(prompt_rows["prompt_ids"])
+
+        def scored(network: Network | None, *what: str) -> Sequence[Sequence | None]:
+            if network is None:
+                return [[None] * len(prompt_ids)] * len(what)
+            return score_rows(
+                network, what, prompt_ids, samples.token_ids, self.accelerator, self.args
+            )
+
+        if samples.token_entropies is None or self.args.rollout_logprobs == "scoring":
+            logprobs, entropies = scored(self.policy, "logprobs", "entropies")
+        else:
+            logprobs, entropies = samples.token_logprobs, samples.token_entropies
+        (logprobs_ref,) = scored(self.reference, "logprobs")
+        (values,) = scored(self.critic, "values")
+        columns = {
+            "prompt_ids": prompt_ids,
+            "token_ids": samples.token_ids,
+            "truncated": samples.truncated,
+            "token_logprobs_old": logprobs,
+            "token_entropies": entropies,
+            "token_logprobs_ref": logprobs_ref,
+            "token_values": values,
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def rewards(self, prompt_rows, texts: list[str], samples: Completions) -> CompletionRewards:
+        """Call the reward functions on this process's rows."""
+        columns = {
+            name: list(prompt_rows[name])
+            for name in prompt_rows.column_names
+            if name not in ("prompt", "prompt_text", "prompt_ids")
+        }
+        prompts = list(prompt_rows["prompt"])
+        chat = not isinstance(prompts[0], str)
+        completions = (
+            [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+        )
+        return score_completions(
+            self.reward_functions,
+            self.args.reward_weights,
+            prompts,
+            completions,
+            samples.token_ids,
+            columns | samples.columns,
+            np.array([len(ids) for ids in samples.token_ids]),
+        )
+
+    # --- phase 4: update (phase 3 is assign_credit) ------------------------------------------
+
+    def update(self, step: int, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
+        """All optimizer updates of one rollout batch."""
+        args, processes = self.args, self.accelerator.num_processes
+        mask = rollouts.loss_mask(args.mask_truncated_completions)
+        size = args.update_batch_size(processes)
+        with self.timer("update"):
+            self.updater.begin(step, rollouts, credit, mask)
+            for iteration in range(args.num_iterations):
+                order = np.arange(len(rollouts))
+                if len(order) > size:
+                    order = np.random.default_rng([args.seed, step, iteration]).permutation(order)
+                for rows in order.reshape(-1, size):
+                    weights = token_weights(mask[rows], args.loss_type, args.max_completion_length)
+                    value_weights = token_weights(mask[rows], "dapo", args.max_completion_length)
+                    self.updater.optimizer_update(rows, weights, value_weights)
+            metrics = self.updater.end()
+        return rollout_metrics(rollouts, credit, args) | metrics
+
+    # --- phase 5: finish ---------------------------------------------------------------------
+
+    def finish_step(
+        self, step: int, rollouts: Rollouts, credit: Credit, metrics: dict[str, float]
+    ) -> None:
+        """Log, save rollouts, evaluate, checkpoint, and tell the callbacks."""
+        self.state.global_step, self.state.epoch = step, self.batches.epoch(step)
+        metrics |= self.timer.metrics(int(rollouts.completion_mask.sum()))
+        self.reporter.log_step(step, self.state.epoch, metrics)
+        self.reporter.show_completions(step, rollouts)
+        if self._due(step, self.args.save_rollouts_steps) and self.accelerator.is_main_process:
+            path = self.output_dir / "rollouts" / f"step-{step:06d}.parquet"
+            save_rollouts(rollouts, path, credit, self.args, self.run_id)
+        self._call("on_log", logs=metrics)
+        self._call("on_step_end")
+        if self.eval_dataset is not None and (
+            self._due(step, self.args.eval_steps) or step == self.max_steps
+        ):
+            self.evaluate()
+        if self._due(step, self.args.save_steps) or self.control.should_save:
+            self.save_checkpoint(step)
+
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    # --- evaluation, saving ------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
+        """Mean rewards on held-out prompts, one completion each at `eval_temperature`."""
+        dataset = self.eval_dataset
+        if eval_dataset is not None:
+            dataset = self._prepare(eval_dataset, "eval_dataset")
+        if dataset is None:
+            raise ValueError("There is no eval_dataset to evaluate on.")
+        metrics = evaluation.evaluate(self, dataset)
+        self.reporter.log_eval(self.state.global_step, metrics)
+        self._call("on_evaluate", metrics=metrics)
+        return metrics
+
+    def save_checkpoint(self, step: int) -> Path:
+        """Everything `train(resume_from_checkpoint=...)` needs to continue exactly."""
+        path = checkpoints.save_checkpoint(self, step)
+        self._call("on_save")
+        return path
+
+    def save_model(self, output_dir: str | os.PathLike | None = None) -> Path:
+        """Policy (adapter or full), critic, tokenizer, configuration and model card."""
+        return checkpoints.save_model(self, Path(output_dir or self.output_dir))
+
+    def push_to_hub(self, commit_message: str = "Upload SPO model", **kwargs: Any) -> str | None:
+        """Upload what `save_model` saved; returns the commit's address on the main process."""
+        return checkpoints.push_to_hub(self, commit_message, **kwargs)
+
+    # --- beginning and end -------------------------------------------------------------------
+
+    def _begin(self, resume_from_checkpoint: str | bool | None) -> int:
+        """Evaluate, or restore a checkpoint; returns the steps already done."""
+        resume = resume_from_checkpoint or self.args.resume_from_checkpoint
+        start = checkpoints.resume(self, resume) if resume else 0
+        self.state.global_step = start
+        self.reporter.begin(start, resumed=bool(resume))
+        checkpoints.write_config(self)
+        self._call("on_train_begin")
+        if self.eval_dataset is not None and not resume:
+            self.evaluate()
+        return start
+
+    def _end(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Save and upload."""
+        self.reporter.end()
+        self.save_model()
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        self._call("on_train_end")
+        return metrics
+
+    def _call(self, event: str, **kwargs: Any) -> None:
+        """Tell the callbacks; they answer through `self.control`."""
+        for callback in self.callbacks:
+            answer = getattr(callback, event)(
+                self.args,
+                self.state,
+                self.control,
+                model=self.policy.model,
+                processing_class=self.processing_class,
+                optimizer=self.optimizer,
+                lr_scheduler=self.lr_scheduler,
+                **kwargs,
+            )
+            self.control = answer or self.control
+
+    # --- construction ------------------------------------------------------------------------
+
+    def _prepare(self, dataset: Any, name: str):
+        """Tokenise the prompts of a data set; says how many were dropped or cut."""
+        if dataset is None:
+            raise ValueError(f"{name} is missing.")
+        prepared = prepare_prompts(
+            dataset,
+            self.processing_class,
+            max_prompt_length=self.args.max_prompt_length,
+            overlong_prompts=self.args.overlong_prompts,
+        )
+        if prepared.num_dropped or prepared.num_truncated:
+            self.accelerator.print(
+                f"{name}: of {len(dataset)} prompts, {prepared.num_dropped} over "
+                f"max_prompt_length={self.args.max_prompt_length} tokens were dropped and "
+                f"{prepared.num_truncated} truncated on the left."
+            )
+        return prepared.dataset
+
+    def _load_rewards(self, reward_funcs: Any, processing_classes: Any) -> None:
+        self.reward_functions = load_reward_functions(
+            reward_funcs,
+            processing_classes,
+            max_completion_length=self.args.max_completion_length,
+            device=self.accelerator.device,
+        )
+        weights = self.args.reward_weights
+        if weights is not None and len(weights) != len(self.reward_functions):
+            raise ValueError(
+                f"reward_weights has {len(weights)} entries for {len(self.reward_functions)} "
+                "reward functions."
+            )
+
+    def _load_models(self, model, peft_config, quantization_config, value_model) -> None:
+        """Policy, critic and reference, on this process's device."""
+        if isinstance(model, str):
+            model = self._load_policy(model, peft_config, quantization_config)
+        if not models.is_quantized(model):
+            model = model.to(self.accelerator.device)
+        self.policy = models.build_policy(model, peft_config)
+        self.reference = models.build_reference(self.policy) if self.args.beta else None
+        self.critic = models.build_critic(
+            value_model, self.policy, self.args, self.processing_class
+        )
+        if self.args.gradient_checkpointing:
+            for network in filter(None, (self.policy, self.critic)):
+                models.enable_gradient_checkpointing(network)
+        base_model = models.transformer(self.policy.model).config._name_or_path
+        self.run_details = {"base_model": base_model}
+
+    def _load_policy(self, name: str, peft_config, quantization_config):
+        """A frozen base is held in bfloat16 under bf16; trained weights in float32."""
+        kwargs = {"dtype": torch.bfloat16 if self.args.bf16 and peft_config else torch.float32}
+        if quantization_config is not None:
+            device_map = {"": self.accelerator.device}
+            kwargs |= {"quantization_config": quantization_config, "device_map": device_map}
+        return load_policy(name, **kwargs | (self.args.model_init_kwargs or {}))
+
+    def _plan_steps(self) -> None:
+        """How many steps there are, and which prompts each of them takes."""
+        args, processes = self.args, self.accelerator.num_processes
+        prompts_per_step = args.rollout_batch_size(processes) // args.num_generations
+        num_prompts = len(self.train_dataset)
+        self.batches = PromptBatches(num_prompts, prompts_per_step, args.seed, args.shuffle_dataset)
+        by_epochs = -(-int(num_prompts * args.num_train_epochs) // prompts_per_step)
+        self.max_steps = args.max_steps if args.max_steps > 0 else max(by_epochs, 1)
+        self.run_id = checkpoints.run_id(self.output_dir, args)
+
+    def _build_optimizers(self, optimizer, scheduler) -> None:
+        if optimizer is None:
+            critic_parameters = self.critic.parameters if self.critic else ()
+            optimizer = build_optimizer(self.args, self.policy.parameters, critic_parameters)
+        if scheduler is None:
+            updates = self.max_steps * self.args.updates_per_step(self.accelerator.num_processes)
+            scheduler = build_scheduler(self.args, optimizer, updates)
+        self.optimizer, self.lr_scheduler = self.accelerator.prepare(optimizer, scheduler)
+
+
+def _make_accelerator(args: SPOConfig) -> Accelerator:
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=args.use_cpu,
+        log_with=None if args.report_to == "none" else args.report_to,
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"{accelerator.distributed_type} shards the model, SPO runs a copy per process; choose "
+            "'multi-GPU' or 'no distributed training' in accelerate config."
+        )
+    return accelerator

@@ -1,0 +1,226 @@
+"""Rollouts and credit -> optimizer updates of policy and critic.
+
+One update runs over its rows twice, once per network: all policy micro-batches forward and
+backward, then all of the critic's. So the two graphs are never alive together, and under a
+shared base the adapter is switched once per pass. Weights were fixed over the whole update
+beforehand, so gradients just add up, over micro-batches and over processes.
+
+Axes: B completions of the rollout batch, b rows of a micro-batch, T completion tokens.
+"""
+
+import warnings
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spo.advantages import Credit
+from spo.checkpoints import save_offending_rows
+from spo.losses import kl_k3, policy_loss, value_loss
+from spo.models import Network
+from spo.rollouts import Rollouts
+from spo.scoring import MicroBatch, hidden_states, split_rows, token_logprobs, token_values
+
+if TYPE_CHECKING:
+    from spo.trainer import SPOTrainer
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; nothing was updated with it."""
+
+
+class Updater:
+    """Carries the rollout batch through its optimizer updates and counts what happened."""
+
+    def __init__(self, trainer: "SPOTrainer"):
+        self.trainer = trainer
+        self.args, self.accelerator = trainer.args, trainer.accelerator
+        self.max_rows = self.args.per_device_train_batch_size
+        self.max_tokens = self.args.max_tokens_per_micro_batch
+
+    def begin(self, step: int, rollouts: Rollouts, credit: Credit, mask: np.ndarray) -> None:
+        """Take up a rollout batch; `mask` (B, T) says which tokens are in the losses."""
+        self.step, self.rollouts, self.credit, self.mask = step, rollouts, credit, mask
+        lengths = rollouts.lengths
+        self.token_ids = [
+            row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)
+        ]
+        self.total_lengths = lengths + np.array([len(ids) for ids in rollouts.prompt_ids])
+        self.sums: dict[str, float] = defaultdict(float)
+        self.num_updates = 0
+        self.num_policy_updates = 0
+        self.norms: dict[str, float] = {}
+
+    def optimizer_update(
+        self,
+        rows: np.ndarray,
+        weights: Float[np.ndarray, "U T"],
+        value_weights: Float[np.ndarray, "U T"],
+    ) -> None:
+        """One step of the optimizer on the given rows (U of them, over all processes)."""
+        trainer = self.trainer
+        active = rows[self.mask[rows].any(1)]
+        longest_first = active[np.argsort(-self.total_lengths[active], kind="stable")]
+        mine = longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
+        self.weights = np.zeros(self.mask.shape, np.float32)
+        self.value_weights = np.zeros(self.mask.shape, np.float32)
+        self.weights[rows], self.value_weights[rows] = weights, value_weights
+
+        updated = {}
+        if self.step > self.args.value_warmup_steps or trainer.critic is None:
+            self._accumulate(trainer.policy, mine, self._policy_loss)
+            updated["grad_norm"] = (trainer.policy, self.args.max_grad_norm)
+            self.num_policy_updates += 1
+        if trainer.critic is not None:
+            self._accumulate(trainer.critic, mine, self._value_loss)
+            updated["spo/value_grad_norm"] = (trainer.critic, self.args.value_max_grad_norm)
+        self._step(updated)
+
+    def end(self) -> dict[str, float]:
+        """Means over the batch's updates, the same on every process."""
+        names = ["policy_loss", "value_loss", "clipped", "approx_kl", "policy_tokens"]
+        sums = torch.tensor(
+            [self.sums[name] for name in names],
+            dtype=torch.float64 if self.accelerator.device.type != "mps" else torch.float32,
+            device=self.accelerator.device,
+        )
+        sums = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
+        metrics = dict(self.norms)
+        if self.num_policy_updates:
+            tokens = max(sums["policy_tokens"], 1)
+            metrics["spo/policy_loss"] = sums["policy_loss"] / self.num_policy_updates
+            metrics["spo/clip_fraction"] = sums["clipped"] / tokens
+            metrics["spo/approx_kl"] = sums["approx_kl"] / tokens
+        if self.trainer.critic is not None:
+            metrics["spo/value_loss"] = sums["value_loss"] / self.num_updates
+        metrics["learning_rate"] = self.rates[0]
+        if len(self.rates) > 1:
+            metrics["spo/value_learning_rate"] = self.rates[1]
+        return metrics
+
+    # --- one network over its micro-batches --------------------------------------------------
+
+    def _accumulate(self, network: Network, rows: np.ndarray, loss_of) -> None:
+        """Add the gradient of Σ loss over the rows; out of memory: start over with smaller ones."""
+        while True:
+            before = dict(self.sums)
+            try:
+                return self._pass(network, rows, loss_of)
+            except torch.OutOfMemoryError:
+                if not self._shrink(rows):
+                    raise
+            for parameter in network.parameters:
+                parameter.grad = None
+            self.sums = defaultdict(float, before)
+            torch.cuda.empty_cache()
+
+    def _pass(self, network: Network, rows: np.ndarray, loss_of) -> None:
+        network.train(True)
+        with network.active() as decoder:
+            for chosen in split_rows(rows, self.total_lengths, self.max_rows, self.max_tokens):
+                batch = MicroBatch.build(
+                    chosen, self.rollouts.prompt_ids, self.token_ids, self.accelerator.device
+                )
+                with self.accelerator.autocast():
+                    loss = loss_of(network, hidden_states(decoder, batch), batch)
+                if not torch.isfinite(loss):
+                    self._stop(loss, chosen)
+                self.accelerator.backward(loss)
+
+    def _shrink(self, rows: np.ndarray) -> bool:
+        """Halve the token budget of a micro-batch; False when one row is all there is."""
+        longest = int(self.total_lengths[rows].max())
+        budget = self.max_tokens or longest * min(self.max_rows, len(rows))
+        if budget <= longest:
+            return False
+        self.max_tokens = max(budget // 2, longest)
+        warnings.warn(
+            f"Out of memory at {budget} tokens per micro-batch; going on with {self.max_tokens}. "
+            f"Set max_tokens_per_micro_batch={self.max_tokens} to start there.",
+            stacklevel=2,
+        )
+        return True
+
+    def _stop(self, loss: Tensor, rows: np.ndarray) -> None:
+        path = save_offending_rows(self.trainer, self.rollouts, self.credit, rows, self.step)
+        raise NonFiniteLossError(
+            f"Step {self.step}: the loss is {loss.item()}; nothing was updated, the rows are in "
+            f"{path} and the last checkpoint is intact. Lower the learning rate."
+        )
+
+    # --- the two losses ----------------------------------------------------------------------
+
+    def _rows(self, array: np.ndarray, batch: MicroBatch, num_columns: int) -> Tensor:
+        """The micro-batch's part of a (B, T) array, on the device."""
+        return torch.from_numpy(array[batch.rows, :num_columns]).to(self.accelerator.device)
+
+    def _policy_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
+        args, rollouts, credit = self.args, self.rollouts, self.credit
+        flat = token_logprobs(
+            states, network.head, batch.targets, args.temperature, args.logits_chunk_size
+        )
+        logprobs = batch.to_rows(flat)
+        width = logprobs.shape[1]
+        old = self._rows(rollouts.token_logprobs_old, batch, width)
+        weights = self._rows(self.weights, batch, width)
+        reference = rollouts.token_logprobs_ref
+        result = policy_loss(
+            logprobs,
+            old,
+            self._rows(credit.token_advantages, batch, width),
+            weights,
+            self._rows(credit.segment_ids, batch, width),
+            epsilon=args.epsilon,
+            epsilon_high=args.epsilon_high,
+            delta=args.delta,
+            importance_sampling_level=args.importance_sampling_level,
+            token_logprobs_ref=None if reference is None else self._rows(reference, batch, width),
+            beta=0.0 if args.kl_in_reward else args.beta,
+        )
+        mask = weights > 0
+        self.sums["policy_loss"] += result.loss.item()
+        self.sums["policy_tokens"] += mask.sum().item()
+        self.sums["clipped"] += result.clipped.sum().item()
+        self.sums["approx_kl"] += kl_k3(old, logprobs.detach())[mask].sum().item()
+        return result.loss
+
+    def _value_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
+        values = batch.to_rows(token_values(network.head, states))
+        width = values.shape[1]
+        loss = value_loss(
+            values,
+            self._rows(self.credit.token_returns, batch, width),
+            self._rows(self.rollouts.token_values, batch, width),
+            self._rows(self.value_weights, batch, width),
+            self.args.cliprange_value,
+        )
+        self.sums["value_loss"] += loss.item()
+        return self.args.vf_coef * loss
+
+    # --- the step ----------------------------------------------------------------------------
+
+    def _step(self, updated: dict[str, tuple[Network, float]]) -> None:
+        """Add up gradients over processes, clip each network by itself, step both."""
+        for network, _ in updated.values():
+            self._sum_over_processes(network)
+        self.accelerator.unscale_gradients()
+        for name, (network, limit) in updated.items():
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters, limit or float("inf"))
+            self.norms[name] = norm.item()
+        optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.num_updates += 1
+
+    def _sum_over_processes(self, network: Network) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in network.parameters:
+            if parameter.grad is None:  # this process had no rows
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)

@@ -1,0 +1,197 @@
+"""Flags -> models, data, rewards -> SPOTrainer -> a saved model. The one script.
+
+    accelerate launch train_spo.py                                   # the quickstart recipe
+    accelerate launch train_spo.py --config recipes/gsm8k.yaml --learning_rate 1e-5
+
+Every field of SPOConfig and of the classes below is a flag; --help lists them.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spo.cli import Parser
+from spo.config import SPOConfig, option
+
+HERE = Path(__file__).resolve().parent
+QUICKSTART = HERE / "recipes" / "quickstart.yaml"
+
+MODEL, LORA, QUANTISATION, DATA = "model", "LoRA", "quantisation", "data and rewards"
+
+
+@dataclass
+class ModelArguments:
+    """The model and how it is loaded; names of TRL's ModelConfig."""
+
+    model_name_or_path: str | None = option(
+        None, "Policy: path or hub id of a causal language model or of an adapter.", MODEL
+    )
+    model_revision: str = option("main", "Branch, tag or commit on the hub.", MODEL)
+    trust_remote_code: bool = option(False, "Run model code that lives on the hub.", MODEL)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = option(
+        None,
+        "Type of the loaded weights; None: bfloat16 for a frozen base under --bf16, else float32.",
+        MODEL,
+    )
+    attn_implementation: str | None = option(
+        None, "sdpa, eager, flash_attention_2, ...; None: the model's default.", MODEL
+    )
+    use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.", LORA)
+    lora_r: int = option(16, "Rank.", LORA)
+    lora_alpha: int = option(32, "Scale: the adapter's output is multiplied by alpha / r.", LORA)
+    lora_dropout: float = option(0.0, "Dropout on the adapter's input.", LORA)
+    lora_target_modules: list[str] | None = option(
+        None, "Names of linear layers; None: all of them but the head.", LORA
+    )
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(r).", LORA)
+    use_dora: bool = option(False, "Weight-decomposed LoRA.", LORA)
+    load_in_8bit: bool = option(False, "Base weights in 8 bits (bitsandbytes).", QUANTISATION)
+    load_in_4bit: bool = option(False, "Base weights in 4 bits (bitsandbytes).", QUANTISATION)
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("nf4", "4-bit data type.", QUANTISATION)
+    use_bnb_nested_quant: bool = option(
+        False, "Quantise the quantisation constants, too.", QUANTISATION
+    )
+
+    def __post_init__(self):
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit are both set; choose one.")
+        if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
+            raise ValueError("Quantised weights cannot be trained; add --use_peft.")
+
+
+@dataclass
+class ScriptArguments:
+    """Data and rewards; names of TRL's ScriptArguments."""
+
+    dataset_name: str | None = option(
+        None,
+        "reasoning_gym/<task>, a local .json/.jsonl/.csv/.parquet file or folder, or a hub id.",
+        DATA,
+    )
+    dataset_config: str | None = option(None, "Configuration name of a hub data set.", DATA)
+    dataset_train_split: str = option("train", "Split to train on.", DATA)
+    dataset_test_split: str | None = option(
+        None, "Split to evaluate on; None: no evaluation (reasoning_gym: see eval_size).", DATA
+    )
+    dataset_kwargs: dict[str, Any] = option(
+        {}, "Options of the reasoning_gym task (size, seed, ...) or of load_dataset.", DATA
+    )
+    eval_size: int = option(200, "Held-out problems of a reasoning_gym task; 0: none.", DATA)
+    reward_funcs: list[str] | None = option(
+        None,
+        "Each one of: reasoning_gym, math_verify, format, soft_overlong, package.module:function, "
+        "or a path or hub id of a reward model.",
+        DATA,
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser((ModelArguments, ScriptArguments, SPOConfig), prog="train_spo.py")
+    try:
+        model_args, script_args, args = parser.parse(argv, default_recipe=QUICKSTART)
+        _check_required(model_args, script_args)
+        trainer = build_trainer(model_args, script_args, args)
+    except ValueError as error:  # wrong settings are the person's to mend: no traceback
+        parser.error(str(error))
+    trainer.run_details |= {
+        "dataset": script_args.dataset_name,
+        "reward_functions": ", ".join(script_args.reward_funcs),
+        "command": f"accelerate launch {shlex.join(['train_spo.py', *argv])}",
+    }
+    trainer.train()
+    report(trainer)
+
+
+def _check_required(model_args: ModelArguments, script_args: ScriptArguments) -> None:
+    for name, value in (
+        ("model_name_or_path", model_args.model_name_or_path),
+        ("dataset_name", script_args.dataset_name),
+        ("reward_funcs", script_args.reward_funcs),
+    ):
+        if not value:
+            raise ValueError(f"--{name} is missing; give it on the command line or in --config.")
+
+
+def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args: SPOConfig):
+    """Load the data the flags name, and give everything to SPOTrainer."""
+    train_dataset, eval_dataset = load_data(script_args)
+
+    from spo import SPOTrainer
+    from spo.loading import lora_config, quantization_config
+
+    bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
+    quantization = quantization_config(
+        bits, model_args.bnb_4bit_quant_type, model_args.use_bnb_nested_quant
+    )
+    peft_config = None
+    if model_args.use_peft:
+        peft_config = lora_config(
+            model_args.lora_r,
+            model_args.lora_alpha,
+            model_args.lora_dropout,
+            model_args.lora_target_modules,
+            use_rslora=model_args.use_rslora,
+            use_dora=model_args.use_dora,
+        )
+    given = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": model_args.trust_remote_code,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+    }
+    loading = {key: value for key, value in given.items() if value not in (None, False, "main")}
+    args.model_init_kwargs = loading | (args.model_init_kwargs or {})
+    return SPOTrainer(
+        model=_resolve(model_args.model_name_or_path),
+        reward_funcs=script_args.reward_funcs,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=peft_config,
+        quantization_config=quantization,
+    )
+
+
+def load_data(script_args: ScriptArguments):
+    """Training and evaluation data; those of reasoning_gym share no problem."""
+    from spo.data import load_dataset_by_name, load_reasoning_gym_splits
+
+    name, options = script_args.dataset_name, dict(script_args.dataset_kwargs)
+    if name.startswith("reasoning_gym/"):
+        task = name.removeprefix("reasoning_gym/")
+        return load_reasoning_gym_splits(task, options, script_args.eval_size)
+    load = {"config": script_args.dataset_config, "options": options}
+    train = load_dataset_by_name(name, split=script_args.dataset_train_split, **load)
+    if script_args.dataset_test_split is None:
+        return train, None
+    return train, load_dataset_by_name(name, split=script_args.dataset_test_split, **load)
+
+
+def report(trainer) -> None:
+    """Before and after, where everything is, and how to look at it."""
+    run = trainer.output_dir
+    lines = [""]
+    evaluations = trainer.reporter.evaluations
+    if len(evaluations) > 1:
+        (first, before), (last, after) = evaluations[0], evaluations[-1]
+        name = "eval/accuracy" if "eval/accuracy" in after else "eval/reward"
+        lines += [
+            f"held-out {name.removeprefix('eval/')}: {before[name]:.3f} before, {after[name]:.3f} "
+            f"after (steps {first} and {last})"
+        ]
+    lines += [f"model     {run}"]
+    lines += [f"critic    {run / 'critic'}"] if trainer.critic else []
+    lines += [f"metrics   {run / 'metrics.jsonl'}", f"rollouts  {run / 'rollouts'}"]
+    lines += [f"inspect   python app.py {run}"]
+    trainer.reporter.print("\n".join(lines))
+
+
+def _resolve(name: str) -> str:
+    """A path of the repository works from any folder, as the recipes name one."""
+    return str(HERE / name) if not Path(name).exists() and (HERE / name).exists() else name
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
