@@ -3,14 +3,12 @@
 Pre-trains a Llama of 0.4 million weights on written-out solutions of reasoning-gym problems. As in
 text from the wild, some steps are wrong, and a solution goes on from its wrong number: the model
 learns to calculate *and* to slip, and reinforcement learning can remove the slips. Writes weights,
-tokenizer and a model card with the accuracy on problems never trained on. The embedded model is
-made in about five minutes on one CPU core, without a network, and the same seed gives the same
-weights on one machine:
+tokenizer and a model card with the accuracy on problems never trained on. The embedded model takes
+five minutes of one CPU core, no network; the same seed gives the same weights on one machine:
 
     python scripts/make_quickstart_model.py
 
-A harder base: --task_options min_terms=6 max_terms=8 --wrong_step_fraction 0.1 --fillers 8
---steps 4000 --output_dir runs/harder_base
+A harder one: --task_options min_terms=6 max_terms=8 --steps 4000 --output_dir runs/harder_base
 """
 
 import argparse
@@ -25,7 +23,7 @@ from pathlib import Path
 import torch
 import transformers
 from reasoning_gym import create_dataset
-from reasoning_gym.arithmetic.leg_counting import ANIMALS
+from reasoning_gym.arithmetic.leg_counting import ANIMALS, QUESTION_TEMPLATE
 from reasoning_gym.utils import extract_answer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
@@ -38,7 +36,6 @@ HELD_OUT_SEED = 1_000_000_007  # far above every training seed, since entry i is
 MODEL_CARD = """---
 license: apache-2.0
 pipeline_tag: text-generation
-tags: [reasoning-gym, tiny, from-scratch]
 ---
 
 # A tiny calculator that slips
@@ -48,13 +45,11 @@ learning in examples and tests; good for nothing else. Made by `{command}`.
 
 | | |
 |---|---|
-| seed | {seed} |
 | task | reasoning-gym `{task}` with {options} |
-| training data | {num_examples:,} generated problems with written-out solutions |
+| training data | {steps} batches of {batch_size} problems with written-out solutions, seed {seed} |
 | first words of a step | {openers} and none, equally often |
 | wrong steps | {wrong_step_fraction:.0%} of the steps, so {wrong_solutions:.0%} of the solutions |
-| accuracy, sampled at temperature 1 | {sampled:.3f} |
-| accuracy, greedy | {greedy:.3f} |
+| accuracy | {sampled:.3f} sampled at temperature 1, {greedy:.3f} greedy |
 
 Accuracy: share of {held_out} problems not in the training data whose answer gets the full score of
 reasoning-gym's own verifier. The prompt is the question as it stands; a solution, such as the one
@@ -65,7 +60,6 @@ reinforcement learning can close: the model imitates the wrong steps it was show
 """
 
 
-# ---------------------------------------------------------------- tasks: entry -> written solution
 @dataclass
 class Writer:
     """Who writes the solutions: how often a step is wrong, how many ways there are to begin one."""
@@ -116,10 +110,7 @@ def write_leg_counting(entry: dict, writer: Writer) -> str:
 
 
 CHAIN_SUM_QUESTION = "State the final answer to the following arithmetic problem: "
-LEG_COUNTING_QUESTION = (
-    "Your task is to count how many legs there are in total when given a list of animals.\n\n"
-    "Now, how many legs are there in total if you have "
-)
+LEG_COUNTING_QUESTION = QUESTION_TEMPLATE.partition("{")[0]
 TASKS = {
     "chain_sum": Task(
         {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
@@ -134,25 +125,22 @@ TASKS = {
 }
 
 
-# ------------------------------------------------------- tokenizer: one token a piece, else a byte
 def make_tokenizer(pieces: tuple[str, ...]) -> transformers.PreTrainedTokenizerFast:
     """One token for each of the pieces, one for every other byte: no text is lost."""
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     names = [to_bytes.pre_tokenize_str(piece)[0][0] for piece in pieces]
     names = ["<pad>", "<eos>", *sorted(to_bytes.alphabet()), *names]
     vocabulary = {name: token_id for token_id, name in enumerate(names)}
-    any_piece = Regex("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))))
+    longest_first = sorted(map(re.escape, pieces), key=len, reverse=True)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    split = pre_tokenizers.Split(any_piece, "isolated")
+    split = pre_tokenizers.Split(Regex("|".join(longest_first)), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "padding_side": "left"}
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
-    )
+    settings = {"pad_token": "<pad>", "eos_token": "<eos>", "padding_side": "left"}
+    settings |= {"clean_up_tokenization_spaces": False}  # it would lose spaces
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
 
 
-# ----------------------------------------------------------------------- pre-training, measurement
 def make_batches(args: argparse.Namespace, tokenizer, held_out_questions: set[str]):
     """Yields `args.steps` pairs of input ids and labels (B, T); only the solution has labels."""
     num_examples = args.steps * args.batch_size
@@ -163,9 +151,8 @@ def make_batches(args: argparse.Namespace, tokenizer, held_out_questions: set[st
         entries = [entry for entry in entries if entry["question"] not in held_out_questions]
         rows, labels = [], []
         for entry in entries:
-            prompt_ids = tokenizer(entry["question"])["input_ids"]
-            solution_ids = tokenizer(TASKS[args.task].write(entry, writer))["input_ids"]
-            solution_ids.append(tokenizer.eos_token_id)
+            prompt_ids = tokenizer.encode(entry["question"])
+            solution_ids = tokenizer.encode(TASKS[args.task].write(entry, writer) + "<eos>")
             rows.append(torch.tensor(prompt_ids + solution_ids))
             labels.append(torch.tensor([-100] * len(prompt_ids) + solution_ids))
         input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
@@ -175,7 +162,6 @@ def make_batches(args: argparse.Namespace, tokenizer, held_out_questions: set[st
 def pretrain(model, batches, steps: int, learning_rate: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98))
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    model.train()
     for step, (input_ids, labels) in enumerate(batches, start=1):
         loss = model(input_ids=input_ids, labels=labels).loss  # causal and right-padded: no mask
         loss.backward()
@@ -201,8 +187,7 @@ def accuracy(model, tokenizer, problems, do_sample: bool) -> float:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--task", choices=TASKS, default="chain_sum")
-    help_text = "NAME=INT ..., replace the task's reasoning-gym options"
-    parser.add_argument("--task_options", nargs="*", default=[], help=help_text)
+    parser.add_argument("--task_options", nargs="*", default=[], help="of reasoning-gym: NAME=INT")
     parser.add_argument("--wrong_step_fraction", type=float, default=0.14)
     parser.add_argument("--fillers", type=int, default=4, choices=range(len(OPENERS) + 1))
     parser.add_argument("--width", type=int, default=96, help="a multiple of 8")
@@ -214,7 +199,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("assets/quickstart"))
     args = parser.parse_args(argv)
-    args.argv = sys.argv[1:] if argv is None else argv
     given = dict(option.split("=") for option in args.task_options)
     args.options = TASKS[args.task].options | {name: int(value) for name, value in given.items()}
     return args
@@ -248,9 +232,8 @@ def main(argv: list[str] | None = None) -> None:
     writer = Writer(random.Random(args.seed), args.wrong_step_fraction, args.fillers)
     scores = [held_out.score_answer(extract_answer(task.write(e, writer)), e) for e in held_out]
     facts = {
-        "command": shlex.join(["python", "scripts/make_quickstart_model.py", *args.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "parameters": model.num_parameters(),
-        "num_examples": args.steps * args.batch_size,
         "openers": ", ".join(repr(opener.strip()) for opener in OPENERS[: args.fillers]),
         "wrong_solutions": 1 - scores.count(1.0) / len(scores),
         "sampled": sampled,

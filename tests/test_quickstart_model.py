@@ -125,7 +125,10 @@ def test_same_seed_same_weights(tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "a")) == len(tokenizers["chain_sum"])
-    assert "| seed | 1 |" in (tmp_path / "a" / "README.md").read_text()
+    assert (
+        "20 batches of 4 problems with written-out solutions, seed 1"
+        in (tmp_path / "a" / "README.md").read_text()
+    )
 
 
 def test_training_data_leave_out_the_held_out_problems():
