@@ -26,7 +26,13 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from spo.config import SPOConfig
-from spo.loading import check_target_modules, check_value_model, is_adapter, load_critic
+from spo.loading import (
+    check_target_modules,
+    check_value_model,
+    is_adapter,
+    load_critic,
+    load_policy,
+)
 
 POLICY, CRITIC, REFERENCE = "default", "critic", "reference"
 """Adapter names. PEFT saves "default" at the top of the folder, as everyone expects."""
@@ -74,6 +80,34 @@ def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def decoder(model: PreTrainedModel | PeftModel) -> nn.Module:
     """The model without its head: ids -> last hidden states."""
     return transformer(model).base_model
+
+
+def build_networks(
+    model: str | PreTrainedModel | PeftModel,
+    value_model: Any,
+    args: SPOConfig,
+    processing_class: Any,
+    device: torch.device,
+    peft_config: PeftConfig | None = None,
+    quantization_config: Any = None,
+) -> tuple[Network, Network | None, Network | None]:
+    """Policy, reference (None when beta = 0) and critic (None without one) on the device.
+
+    Of a policy given by name, a frozen base is held in bfloat16 under bf16 and trained weights
+    in float32, unless `model_init_kwargs` says otherwise.
+    """
+    if isinstance(model, str):
+        kwargs = {"dtype": torch.bfloat16 if args.bf16 and peft_config else torch.float32}
+        if quantization_config is not None:
+            kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
+        model = load_policy(model, **kwargs | (args.model_init_kwargs or {}))
+    policy = build_policy(model if is_quantized(model) else model.to(device), peft_config)
+    reference = build_reference(policy) if args.beta else None
+    critic = build_critic(value_model, policy, args, processing_class)
+    if args.gradient_checkpointing:
+        for network in filter(None, (policy, critic)):
+            transformer(network.model).gradient_checkpointing_enable({"use_reentrant": False})
+    return policy, reference, critic
 
 
 # --- building the three networks -------------------------------------------------------------
@@ -217,10 +251,6 @@ def _copy_as_value_model(policy: PreTrainedModel) -> PreTrainedModel:
 
 def is_quantized(model: PreTrainedModel | PeftModel) -> bool:
     return getattr(transformer(model), "is_quantized", False)
-
-
-def enable_gradient_checkpointing(network: Network) -> None:
-    transformer(network.model).gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:

@@ -1,13 +1,31 @@
-"""Networks and SPOConfig -> one optimizer with a parameter group per network, and its schedule."""
+"""SPOConfig -> the Accelerator, the optimizer with a parameter group per network, its schedule."""
 
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import Adafactor, get_scheduler
 
 from spo.config import SPOConfig
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor")
+
+
+def make_accelerator(args: SPOConfig) -> Accelerator:
+    """One process per device, gradients summed by us; sharded models are refused."""
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=args.use_cpu,
+        log_with=None if args.report_to == "none" else args.report_to,
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"{accelerator.distributed_type} shards the model, SPO runs a copy per process; choose "
+            "'multi-GPU' or 'no distributed training' in accelerate config."
+        )
+    return accelerator
 
 
 def build_optimizer(

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, set_seed
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from accelerate.utils import gather_object, set_seed
+from transformers import PreTrainedModel, TrainerCallback
 
 from spo import checkpoints, evaluation, models
 from spo.advantages import Credit, assign_credit
+from spo.callbacks import Callbacks
 from spo.config import SPOConfig
 from spo.data import PromptBatches, prepare_prompts
 from spo.generation import (
@@ -31,11 +31,10 @@ from spo.generation import (
     sample,
     uniforms,
 )
-from spo.loading import load_policy, resolve_tokenizer
-from spo.losses import token_weights
+from spo.loading import resolve_tokenizer
 from spo.metrics import rollout_metrics
 from spo.models import Network
-from spo.optimizers import build_optimizer, build_scheduler
+from spo.optimizers import build_optimizer, build_scheduler, make_accelerator
 from spo.reporting import PhaseTimer, Reporter
 from spo.rewards import CompletionRewards, load_reward_functions, score_completions
 from spo.rollouts import Rollouts, save_rollouts, stack_rows
@@ -87,9 +86,8 @@ class SPOTrainer:
         rollout_func: Callable[..., dict[str, list]] | None = None,
     ):
         self.args = args or SPOConfig()
-        self.accelerator = _make_accelerator(self.args)
+        self.accelerator = make_accelerator(self.args)
         set_seed(self.args.seed)
-        self.callbacks = [cb() if isinstance(cb, type) else cb for cb in callbacks or []]
         self.rollout_func = rollout_func
         value_model = value_model if value_model is not None else self.args.value_model_path
         has_critic = value_model is not None and self.args.use_value_network
@@ -100,18 +98,20 @@ class SPOTrainer:
         self.eval_dataset = eval_dataset and self._prepare(eval_dataset, "eval_dataset")
         self._load_rewards(reward_funcs, reward_processing_classes)
         self.output_dir = checkpoints.prepare_output_dir(self.args, self.accelerator)
-        self._load_models(
-            model, peft_config, quantization_config, value_model if has_critic else None
+        self.policy, self.reference, self.critic = models.build_networks(
+            model,
+            value_model if has_critic else None,
+            self.args,
+            self.processing_class,
+            self.accelerator.device,
+            peft_config,
+            quantization_config,
         )
         self._plan_steps()
         self._build_optimizers(*optimizers)
-        self.state = TrainerState(
-            max_steps=self.max_steps, is_world_process_zero=self.accelerator.is_main_process
-        )
-        self.control = TrainerControl()
-        self.run_details = {
-            "base_model": models.transformer(self.policy.model).config._name_or_path
-        }
+        self.callbacks = Callbacks(callbacks or [], self)
+        self.state, self.control = self.callbacks.state, self.callbacks.control
+        self.run_details = {"base_model": self.policy.model.config._name_or_path}
         self.reporter = Reporter(self.args, self.accelerator, self.output_dir, self.max_steps)
         self.timer = PhaseTimer(self.accelerator.device)
         self.updater = Updater(self)
@@ -269,21 +269,9 @@ class SPOTrainer:
 
     def update(self, step: int, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
         """All optimizer updates of one rollout batch."""
-        args, processes = self.args, self.accelerator.num_processes
-        mask = rollouts.loss_mask(args.mask_truncated_completions)
-        size = args.update_batch_size(processes)
         with self.timer("update"):
-            self.updater.begin(step, rollouts, credit, mask)
-            for iteration in range(args.num_iterations):
-                order = np.arange(len(rollouts))
-                if len(order) > size:
-                    order = np.random.default_rng([args.seed, step, iteration]).permutation(order)
-                for rows in order.reshape(-1, size):
-                    weights = token_weights(mask[rows], args.loss_type, args.max_completion_length)
-                    value_weights = token_weights(mask[rows], "dapo", args.max_completion_length)
-                    self.updater.optimizer_update(rows, weights, value_weights)
-            metrics = self.updater.end()
-        return rollout_metrics(rollouts, credit, args) | metrics
+            metrics = self.updater.run(step, rollouts, credit)
+        return rollout_metrics(rollouts, credit, self.args) | metrics
 
     # --- phase 5: finish ---------------------------------------------------------------------
 
@@ -298,8 +286,8 @@ class SPOTrainer:
         if self._due(step, self.args.save_rollouts_steps) and self.accelerator.is_main_process:
             path = self.output_dir / "rollouts" / f"step-{step:06d}.parquet"
             save_rollouts(rollouts, path, credit, self.args, self.run_id)
-        self._call("on_log", logs=metrics)
-        self._call("on_step_end")
+        self.callbacks.call("on_log", logs=metrics)
+        self.callbacks.call("on_step_end")
         if self.eval_dataset is not None and (
             self._due(step, self.args.eval_steps) or step == self.max_steps
         ):
@@ -321,13 +309,13 @@ class SPOTrainer:
             raise ValueError("There is no eval_dataset to evaluate on.")
         metrics = evaluation.evaluate(self, dataset)
         self.reporter.log_eval(self.state.global_step, metrics)
-        self._call("on_evaluate", metrics=metrics)
+        self.callbacks.call("on_evaluate", metrics=metrics)
         return metrics
 
     def save_checkpoint(self, step: int) -> Path:
         """Everything `train(resume_from_checkpoint=...)` needs to continue exactly."""
         path = checkpoints.save_checkpoint(self, step)
-        self._call("on_save")
+        self.callbacks.call("on_save")
         return path
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> Path:
@@ -347,7 +335,7 @@ class SPOTrainer:
         self.state.global_step = start
         self.reporter.begin(start, resumed=bool(resume))
         checkpoints.write_config(self)
-        self._call("on_train_begin")
+        self.callbacks.call("on_train_begin")
         if self.eval_dataset is not None and not resume:
             self.evaluate()
         return start
@@ -358,23 +346,8 @@ class SPOTrainer:
         self.save_model()
         if self.args.push_to_hub:
             self.push_to_hub()
-        self._call("on_train_end")
+        self.callbacks.call("on_train_end")
         return metrics
-
-    def _call(self, event: str, **kwargs: Any) -> None:
-        """Tell the callbacks; they answer through `self.control`."""
-        for callback in self.callbacks:
-            answer = getattr(callback, event)(
-                self.args,
-                self.state,
-                self.control,
-                model=self.policy.model,
-                processing_class=self.processing_class,
-                optimizer=self.optimizer,
-                lr_scheduler=self.lr_scheduler,
-                **kwargs,
-            )
-            self.control = answer or self.control
 
     # --- construction ------------------------------------------------------------------------
 
@@ -410,31 +383,6 @@ class SPOTrainer:
                 "reward functions."
             )
 
-    def _load_models(self, model, peft_config, quantization_config, value_model) -> None:
-        """Policy, critic and reference, on this process's device."""
-        if isinstance(model, str):
-            model = self._load_policy(model, peft_config, quantization_config)
-        if not models.is_quantized(model):
-            model = model.to(self.accelerator.device)
-        self.policy = models.build_policy(model, peft_config)
-        self.reference = models.build_reference(self.policy) if self.args.beta else None
-        self.critic = models.build_critic(
-            value_model, self.policy, self.args, self.processing_class
-        )
-        if self.args.gradient_checkpointing:
-            for network in filter(None, (self.policy, self.critic)):
-                models.enable_gradient_checkpointing(network)
-        base_model = models.transformer(self.policy.model).config._name_or_path
-        self.run_details = {"base_model": base_model}
-
-    def _load_policy(self, name: str, peft_config, quantization_config):
-        """A frozen base is held in bfloat16 under bf16; trained weights in float32."""
-        kwargs = {"dtype": torch.bfloat16 if self.args.bf16 and peft_config else torch.float32}
-        if quantization_config is not None:
-            device_map = {"": self.accelerator.device}
-            kwargs |= {"quantization_config": quantization_config, "device_map": device_map}
-        return load_policy(name, **kwargs | (self.args.model_init_kwargs or {}))
-
     def _plan_steps(self) -> None:
         """How many steps there are, and which prompts each of them takes."""
         args, processes = self.args, self.accelerator.num_processes
@@ -453,18 +401,3 @@ class SPOTrainer:
             updates = self.max_steps * self.args.updates_per_step(self.accelerator.num_processes)
             scheduler = build_scheduler(self.args, optimizer, updates)
         self.optimizer, self.lr_scheduler = self.accelerator.prepare(optimizer, scheduler)
-
-
-def _make_accelerator(args: SPOConfig) -> Accelerator:
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=args.use_cpu,
-        log_with=None if args.report_to == "none" else args.report_to,
-        step_scheduler_with_optimizer=False,
-    )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"{accelerator.distributed_type} shards the model, SPO runs a copy per process; choose "
-            "'multi-GPU' or 'no distributed training' in accelerate config."
-        )
-    return accelerator

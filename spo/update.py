@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from spo.advantages import Credit
 from spo.checkpoints import save_offending_rows
-from spo.losses import kl_k3, policy_loss, value_loss
+from spo.losses import kl_k3, policy_loss, token_weights, value_loss
 from spo.models import Network
 from spo.rollouts import Rollouts
 from spo.scoring import MicroBatch, hidden_states, split_rows, token_logprobs, token_values
@@ -41,9 +40,23 @@ class Updater:
         self.max_rows = self.args.per_device_train_batch_size
         self.max_tokens = self.args.max_tokens_per_micro_batch
 
-    def begin(self, step: int, rollouts: Rollouts, credit: Credit, mask: np.ndarray) -> None:
-        """Take up a rollout batch; `mask` (B, T) says which tokens are in the losses."""
-        self.step, self.rollouts, self.credit, self.mask = step, rollouts, credit, mask
+    def run(self, step: int, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
+        """Every optimizer update of a rollout batch -> means over them."""
+        args = self.args
+        self._begin(step, rollouts, credit)
+        size = args.update_batch_size(self.accelerator.num_processes)
+        for iteration in range(args.num_iterations):
+            order = np.arange(len(rollouts))
+            if len(order) > size:
+                order = np.random.default_rng([args.seed, step, iteration]).permutation(order)
+            for rows in order.reshape(-1, size):
+                self._optimizer_update(rows)
+        return self._metrics()
+
+    def _begin(self, step: int, rollouts: Rollouts, credit: Credit) -> None:
+        """Take up a rollout batch."""
+        self.mask = rollouts.loss_mask(self.args.mask_truncated_completions)
+        self.step, self.rollouts, self.credit = step, rollouts, credit
         lengths = rollouts.lengths
         self.token_ids = [
             row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)
@@ -54,12 +67,7 @@ class Updater:
         self.num_policy_updates = 0
         self.norms: dict[str, float] = {}
 
-    def optimizer_update(
-        self,
-        rows: np.ndarray,
-        weights: Float[np.ndarray, "U T"],
-        value_weights: Float[np.ndarray, "U T"],
-    ) -> None:
+    def _optimizer_update(self, rows: np.ndarray) -> None:
         """One step of the optimizer on the given rows (U of them, over all processes)."""
         trainer = self.trainer
         active = rows[self.mask[rows].any(1)]
@@ -67,7 +75,9 @@ class Updater:
         mine = longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
         self.weights = np.zeros(self.mask.shape, np.float32)
         self.value_weights = np.zeros(self.mask.shape, np.float32)
-        self.weights[rows], self.value_weights[rows] = weights, value_weights
+        limit = self.args.max_completion_length
+        self.weights[rows] = token_weights(self.mask[rows], self.args.loss_type, limit)
+        self.value_weights[rows] = token_weights(self.mask[rows], "dapo", limit)
 
         updated = {}
         if self.step > self.args.value_warmup_steps or trainer.critic is None:
@@ -79,7 +89,7 @@ class Updater:
             updated["spo/value_grad_norm"] = (trainer.critic, self.args.value_max_grad_norm)
         self._step(updated)
 
-    def end(self) -> dict[str, float]:
+    def _metrics(self) -> dict[str, float]:
         """Means over the batch's updates, the same on every process."""
         names = ["policy_loss", "value_loss", "clipped", "approx_kl", "policy_tokens"]
         sums = torch.tensor(
