@@ -205,7 +205,7 @@ def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
     boundaries = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
     segment_ids = segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
 
-    token_rewards = rollouts.token_rewards
+    token_rewards = np.where(mask, rollouts.token_rewards, 0.0)
     if config.kl_in_reward:
         k1 = rollouts.token_logprobs_old - rollouts.token_logprobs_ref
         token_rewards = np.where(mask, token_rewards - config.beta * k1, 0.0)
