@@ -60,7 +60,8 @@ def aggregate_log_ratio(
     if level == "token":
         return token_log_ratio
     groups = torch.zeros_like(segment_ids) if level == "sequence" else segment_ids.clamp(min=0)
-    sums = torch.zeros_like(token_log_ratio).scatter_add(1, groups, token_log_ratio * mask)
+    token_log_ratio = torch.where(mask, token_log_ratio, 0.0)
+    sums = torch.zeros_like(token_log_ratio).scatter_add(1, groups, token_log_ratio)
     counts = torch.zeros_like(token_log_ratio).scatter_add(1, groups, mask.to(sums.dtype))
     return (sums / counts.clamp(min=1)).gather(1, groups) * mask
 
@@ -93,11 +94,14 @@ def policy_loss(
 
     PPO's clipped surrogate (arXiv 1707.06347, eq. 7). `delta` also bounds ρ itself where A < 0,
     where the minimum has no bound (two-sided clipping, arXiv 2505.07291). A weight of 0 takes a
-    token out.
+    token out, whatever stands there: 0 · NaN would be NaN in the gradient, so it is replaced.
     """
     mask = weights > 0
+    token_logprobs, token_logprobs_old, token_advantages = (
+        torch.where(mask, x, 0.0) for x in (token_logprobs, token_logprobs_old, token_advantages)
+    )
     log_ratio = aggregate_log_ratio(
-        (token_logprobs - token_logprobs_old) * mask, mask, segment_ids, importance_sampling_level
+        token_logprobs - token_logprobs_old, mask, segment_ids, importance_sampling_level
     )
     ratio = log_ratio.exp()
     high = epsilon if epsilon_high is None else epsilon_high
@@ -107,7 +111,7 @@ def policy_loss(
 
     token_kl = None
     if token_logprobs_ref is not None:
-        token_kl = kl_k3(token_logprobs, token_logprobs_ref)
+        token_kl = kl_k3(token_logprobs, torch.where(mask, token_logprobs_ref, 0.0))
         if beta:
             token_loss = token_loss + beta * token_kl
     with torch.no_grad():
@@ -153,8 +157,12 @@ def value_loss(
     >>> value_loss(3 * one, one, one, one).item(), value_loss(3 * one, one, one, one, 0.5).item()
     (2.0, 2.0)
     """
+    mask = weights > 0
+    token_values, token_returns, token_values_old = (
+        torch.where(mask, x, 0.0) for x in (token_values, token_returns, token_values_old)
+    )
     squared = (token_values - token_returns) ** 2
     if cliprange is not None:
         moved = (token_values - token_values_old).clamp(-cliprange, cliprange)
         squared = torch.max(squared, (token_values_old + moved - token_returns) ** 2)
-    return 0.5 * (squared * weights)[weights > 0].sum()
+    return 0.5 * (squared * weights)[mask].sum()
