@@ -202,7 +202,11 @@ def policy_loss(
                 peers = in_loss
             log_ratio = sum(logprobs[b][u] - logprobs_old[b][u] for u in peers) / len(peers)
             ratio, advantage = torch.exp(log_ratio), float(advantages[b][t])
-            bounded = ratio if delta is None or ratio <= delta else torch.tensor(delta).double()
+            bounded = (
+                ratio
+                if delta is None or ratio <= delta
+                else torch.tensor(delta, dtype=torch.float64)
+            )
             if ratio < 1 - epsilon:
                 clipped = torch.tensor(1 - epsilon, dtype=torch.float64)
             elif ratio > 1 + epsilon_high:

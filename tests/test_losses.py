@@ -1,0 +1,372 @@
+"""spo.losses: values and gradients against naive twins, clipping by hand, invariances."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spo.losses import (
+    aggregate_log_ratio,
+    kl_k1,
+    kl_k3,
+    policy_loss,
+    token_weights,
+    value_loss,
+)
+
+LENGTHS = [4, 1, 0, 6, 3]
+LOSS_TYPES = ["dapo", "grpo", "bnpo", "dr_grpo"]
+LEVELS = ["token", "segment", "sequence"]
+
+
+def batch(seed=0, loss_type="grpo", spread=0.3):
+    """Random float64 inputs of both losses; ratios fall on both sides of the usual clip range."""
+    ragged = reference.ragged(seed, LENGTHS)
+    random = np.random.default_rng(seed + 100)
+    shape = ragged["mask"].shape
+    weights = token_weights(ragged["mask"], loss_type, max_completion_length=8)
+
+    def normal(scale=1.0, shift=0.0):
+        return torch.from_numpy(random.normal(shift, scale, shape))
+
+    old = normal(shift=-1.5)
+    return {
+        "token_logprobs": (old + normal(spread)).requires_grad_(),
+        "token_logprobs_old": old,
+        "token_logprobs_ref": old + normal(spread),
+        "token_advantages": normal(),
+        "weights": torch.from_numpy(weights),
+        "segment_ids": torch.from_numpy(ragged["ids"]),
+    }
+
+
+def value_batch(seed=0):
+    inputs = batch(seed)
+    names = ("token_logprobs", "token_logprobs_old", "token_advantages")
+    values, old, returns = (inputs[name].detach() for name in names)
+    return {
+        "token_values": values.clone().requires_grad_(),
+        "token_returns": returns,
+        "token_values_old": old,
+        "weights": inputs["weights"],
+    }
+
+
+def gradient(loss, tensor):
+    return torch.autograd.grad(loss, tensor)[0]
+
+
+# --- policy loss ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epsilon": 0.2},
+        {"epsilon": 0.1, "epsilon_high": 0.28},
+        {"epsilon": 0.2, "epsilon_high": 0.0},
+        {"epsilon": 0.1, "delta": 1.2},
+        {"epsilon": 0.2, "beta": 0.7},
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_policy_loss_and_its_gradient_equal_the_twin(seed, options, level):
+    inputs = batch(seed)
+    result = policy_loss(**inputs, **options, importance_sampling_level=level)
+    high = options.get("epsilon_high", options["epsilon"])
+    expected = reference.policy_loss(
+        inputs["token_logprobs"],
+        inputs["token_logprobs_old"],
+        inputs["token_advantages"],
+        inputs["weights"],
+        inputs["segment_ids"].numpy(),
+        options["epsilon"],
+        high,
+        options.get("delta"),
+        level,
+        inputs["token_logprobs_ref"],
+        options.get("beta", 0.0),
+    )
+    torch.testing.assert_close(result.loss, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        gradient(result.loss, inputs["token_logprobs"]),
+        gradient(expected, inputs["token_logprobs"]),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+# ratio, advantage, loss, d loss / d log π (0 where clipped), counted as clipped
+CLIPPING = [
+    (1.1, 1.0, -1.1, -1.1, False),
+    (1.5, 1.0, -1.3, 0.0, True),
+    (1.5, -1.0, 1.5, 1.5, False),
+    (0.5, 1.0, -0.5, -0.5, False),
+    (0.5, -1.0, 0.8, 0.0, True),
+    (0.9, -1.0, 0.9, 0.9, False),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "loss", "slope", "clipped"), CLIPPING)
+def test_clipping_by_hand(ratio, advantage, loss, slope, clipped):
+    """ε = 0.2, ε_high = 0.3."""
+    check_one_token(ratio, advantage, loss, slope, clipped, delta=None)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [(3.0, -1.0, 2.0, 0.0), (1.9, -1.0, 1.9, 1.9), (3.0, 1.0, -1.3, 0.0), (0.5, 1.0, -0.5, -0.5)],
+)
+def test_delta_bounds_the_ratio_where_the_minimum_does_not(ratio, advantage, loss, slope):
+    check_one_token(ratio, advantage, loss, slope, advantage > 0 and ratio > 1.3, delta=2.0)
+
+
+def check_one_token(ratio, advantage, loss, slope, clipped, delta):
+    one = torch.ones(1, 1, dtype=torch.float64)
+    logprobs = (one * float(np.log(ratio)) - 2).requires_grad_()
+    options = {"epsilon": 0.2, "epsilon_high": 0.3, "delta": delta}
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    result = policy_loss(logprobs, -2 * one, advantage * one, one, ids, **options)
+    assert result.loss.item() == pytest.approx(loss, abs=1e-12)
+    assert gradient(result.loss, logprobs).item() == pytest.approx(slope, abs=1e-12)
+    assert result.clipped.item() == clipped
+    assert result.ratio.item() == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_at_ratio_1_the_gradient_is_the_policy_gradient(level):
+    """Three states, three actions, softmax table θ: ∇_θ(s) log π(a|s) = onehot(a) − π(·|s)."""
+    random = np.random.default_rng(0)
+    table = torch.from_numpy(random.normal(size=(3, 3))).requires_grad_()
+    states, actions = random.integers(0, 3, (5, 4)), random.integers(0, 3, (5, 4))
+    mask = reference.mask_of([4, 2, 3, 1, 4])
+    ids = reference.segment_ids(random.random(mask.shape) < 0.4, mask)
+    # one advantage per ratio: at the coarser levels a ratio stands for its whole segment or row
+    groups = {"token": np.arange(20).reshape(5, 4), "segment": ids, "sequence": np.zeros_like(ids)}
+    advantages = random.normal(size=(5, 20))[np.arange(5)[:, None], groups[level]]
+    weights = token_weights(mask, "dr_grpo", 4)
+
+    logprobs = table.log_softmax(-1)[states, actions]
+    result = policy_loss(
+        logprobs,
+        logprobs.detach(),
+        torch.from_numpy(advantages),
+        torch.from_numpy(weights),
+        torch.from_numpy(ids),
+        epsilon=0.2,
+        importance_sampling_level=level,
+    )
+    expected = np.zeros((3, 3))
+    probs = table.detach().softmax(-1).numpy()
+    for b, t in zip(*np.nonzero(mask), strict=True):
+        score = np.eye(3)[actions[b, t]] - probs[states[b, t]]
+        expected[states[b, t]] -= weights[b, t] * advantages[b, t] * score
+    np.testing.assert_allclose(gradient(result.loss, table).numpy(), expected, rtol=0, atol=1e-12)
+    assert result.loss.item() == pytest.approx(-(weights * advantages).sum())
+    assert not result.clipped.any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_whatever_stands_at_tokens_of_weight_0_reaches_neither_loss_nor_gradient(garbage, level):
+    options = {"epsilon": 0.2, "beta": 0.5, "delta": 1.5, "importance_sampling_level": level}
+    clean = batch(1)
+    clean["weights"][3, 2:4] = 0  # inside a row as well as on the padding
+    mask = clean["weights"] > 0
+    dirty = {
+        name: torch.where(mask, x.detach(), garbage) if x.is_floating_point() else x
+        for name, x in clean.items()
+    }
+    dirty["weights"] = clean["weights"]
+    dirty["token_logprobs"].requires_grad_()
+    expected, actual = policy_loss(**clean, **options), policy_loss(**dirty, **options)
+    assert actual.loss.item() == expected.loss.item()
+    grad = gradient(actual.loss, dirty["token_logprobs"])
+    assert torch.equal(grad, gradient(expected.loss, clean["token_logprobs"]))
+    assert not grad[~mask].any()
+    assert torch.equal(actual.clipped, expected.clipped)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_micro_batches_of_any_size_and_width_sum_to_the_whole(loss_type, level):
+    inputs = batch(2, loss_type)
+    options = {"epsilon": 0.2, "beta": 0.3, "importance_sampling_level": level}
+    whole = policy_loss(**inputs, **options)
+    grad = gradient(whole.loss, inputs["token_logprobs"])
+    for split in ([[0, 1, 2, 3, 4]], [[4, 2], [0], [3, 1]], [[0], [1], [2], [3], [4]]):
+        parts, total = torch.zeros_like(grad), 0.0
+        for rows in split:
+            width = max(max(LENGTHS[row] for row in rows), 1)  # padded to this micro-batch only
+            part = {name: x[rows, :width] for name, x in inputs.items()}
+            loss = policy_loss(**part, **options).loss
+            total += loss.item()
+            parts += gradient(loss, inputs["token_logprobs"])
+        assert total == pytest.approx(whole.loss.item(), abs=1e-12)
+        torch.testing.assert_close(parts, grad, rtol=0, atol=1e-12)
+
+
+def test_segment_ratio_is_the_geometric_mean_over_the_segment():
+    ratios = torch.tensor([[2.0, 0.5, 4.0, 1.0, 9.0]]).double()
+    ids = torch.tensor([[0, 0, 1, 1, -1]])
+    actual = aggregate_log_ratio(ratios.log(), ids >= 0, ids, "segment").exp()
+    torch.testing.assert_close(actual, torch.tensor([[1.0, 1.0, 2.0, 2.0, 1.0]]).double())
+    actual = aggregate_log_ratio(ratios.log(), ids >= 0, ids, "sequence").exp()
+    mean = 4.0 ** (1 / 4)
+    torch.testing.assert_close(actual, torch.tensor([[mean] * 4 + [1.0]]).double())
+
+
+def test_segments_of_one_token_make_the_levels_equal_token_level():
+    inputs = batch(0)
+    mask = inputs["weights"] > 0
+    inputs["segment_ids"] = torch.where(mask, torch.arange(mask.shape[1]), -1)
+    token, segment = (
+        policy_loss(**inputs, epsilon=0.2, importance_sampling_level=level).loss
+        for level in ("token", "segment")
+    )
+    assert token.item() == pytest.approx(segment.item(), abs=1e-14)
+
+
+# --- KL -------------------------------------------------------------------------------------------
+
+
+def categorical():
+    random = np.random.default_rng(3)
+    p, q = (torch.from_numpy(random.dirichlet(np.ones(6))) for _ in range(2))
+    pairs = list(zip(p.tolist(), q.tolist(), strict=True))
+    forward = sum(a * math.log(a / b) for a, b in pairs)
+    backward = sum(b * math.log(b / a) for a, b in pairs)
+    return p, q, forward, backward
+
+
+@pytest.mark.parametrize("estimator", [kl_k1, kl_k3])
+def test_kl_estimators_agree_with_the_enumerated_kl(estimator):
+    p, q, forward, backward = categorical()
+    assert abs(forward - backward) > 0.05  # else swapped arguments would pass
+    assert (p * estimator(p.log(), q.log())).sum().item() == pytest.approx(forward, abs=1e-12)
+
+
+def test_the_estimators_are_not_each_other():
+    p, q, _, _ = categorical()
+    assert (kl_k3(p.log(), q.log()) >= 0).all()
+    assert (kl_k1(p.log(), q.log()) < 0).any()
+    assert not kl_k3(p.log(), p.log()).any()
+
+
+def test_the_penalty_is_the_kl_of_the_policy_to_the_reference():
+    """One token per symbol, weighted by π: with A = 0 the loss is β KL(π‖π_ref)."""
+    p, q, forward, _ = categorical()
+    logprobs, ref = p.log()[:, None], q.log()[:, None]
+    zeros = torch.zeros_like(ref)
+    result = policy_loss(
+        logprobs,
+        logprobs,
+        zeros,
+        p[:, None],
+        zeros.long(),
+        epsilon=0.2,
+        token_logprobs_ref=ref,
+        beta=0.5,
+    )
+    assert result.loss.item() == pytest.approx(0.5 * forward, abs=1e-12)
+    torch.testing.assert_close(result.token_kl, kl_k3(logprobs, ref))
+
+
+def test_beta_0_reports_kl_but_leaves_it_out_of_the_loss():
+    inputs = batch(0)
+    with_ref = policy_loss(**inputs, epsilon=0.2)
+    inputs["token_logprobs_ref"] = None
+    without = policy_loss(**inputs, epsilon=0.2)
+    assert with_ref.loss.item() == without.loss.item()
+    assert with_ref.token_kl[inputs["weights"] > 0].min() > 0
+    assert without.token_kl is None
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any),
+    loss_type=st.sampled_from(LOSS_TYPES),
+)
+def test_weights_equal_their_twin(lengths, loss_type):
+    mask = reference.mask_of(lengths, 7)
+    np.testing.assert_allclose(
+        token_weights(mask, loss_type, 9), reference.weights(mask, loss_type, 9), rtol=1e-12
+    )
+
+
+def test_weights_by_hand():
+    """Lengths 3, 1, 0: N = 4 tokens in R = 2 completions."""
+    mask = reference.mask_of([3, 1, 0])
+    sixth, half, tenth = 1 / 6, 1 / 2, 1 / 20
+    expected = {
+        "dapo": [[0.25] * 3, [0.25, 0, 0]],
+        "bnpo": [[0.25] * 3, [0.25, 0, 0]],
+        "grpo": [[sixth] * 3, [half, 0, 0]],
+        "dr_grpo": [[tenth] * 3, [tenth, 0, 0]],
+    }
+    for loss_type, rows in expected.items():
+        np.testing.assert_allclose(token_weights(mask, loss_type, 10), [*rows, [0, 0, 0]])
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_nothing_in_the_loss_is_weight_0_everywhere(loss_type):
+    assert not token_weights(np.zeros((2, 3), bool), loss_type, 3).any()
+    assert token_weights(np.zeros((2, 0), bool), loss_type, 3).shape == (2, 0)
+
+
+# --- value loss -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cliprange", [None, 0.1, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_value_loss_and_its_gradient_equal_the_twin(seed, cliprange):
+    inputs = value_batch(seed)
+    actual = value_loss(**inputs, cliprange=cliprange)
+    names = ("token_values", "token_returns", "token_values_old", "weights")
+    expected = reference.value_loss(*(inputs[name] for name in names), cliprange)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        gradient(actual, inputs["token_values"]),
+        gradient(expected, inputs["token_values"]),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "loss", "slope"),
+    [
+        (2.0, 3.0, 0.5 * 2.5**2, 0.0),  # moved by 2 towards the target, 0.5 allowed
+        (2.0, -1.0, 0.5 * 3.0**2, 3.0),  # moved away: the unclipped error is the larger
+        (0.3, 1.0, 0.5 * 0.7**2, -0.7),  # inside the range
+    ],
+)
+def test_clipped_value_loss_by_hand(value, target, loss, slope):
+    """V_old = 0, cliprange 0.5."""
+    values = torch.full((1, 1), value, dtype=torch.float64, requires_grad=True)
+    one = torch.ones_like(values).detach()
+    actual = value_loss(values, target * one, 0 * one, one, cliprange=0.5)
+    assert actual.item() == pytest.approx(loss)
+    assert gradient(actual, values).item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("cliprange", [None, 0.2])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_garbage_at_weight_0_reaches_neither_value_loss_nor_gradient(garbage, cliprange):
+    clean = value_batch(1)
+    mask = clean["weights"] > 0
+    dirty = {name: torch.where(mask, x.detach(), garbage) for name, x in clean.items()}
+    dirty["weights"] = clean["weights"]
+    dirty["token_values"].requires_grad_()
+    expected, actual = (value_loss(**x, cliprange=cliprange) for x in (clean, dirty))
+    assert actual.item() == expected.item()
+    grad = gradient(actual, dirty["token_values"])
+    assert torch.equal(grad, gradient(expected, clean["token_values"]))
