@@ -1,0 +1,173 @@
+"""The inspector: `python app.py RUN_DIR` shows saved rollouts token by token, on 127.0.0.1.
+
+Also the entry point of a Hugging Face Space. Arguments, wiring and security headers are here; what
+is shown is made in spo/inspector.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+from spo.inspector.agents import agent_functions
+from spo.inspector.folder import Folder
+from spo.inspector.server import page_functions
+
+HERE = Path(__file__).parent
+STATIC = HERE / "spo" / "inspector" / "static"
+SAMPLES = HERE / "assets" / "sample_rollouts"
+LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+
+POLICY = (
+    "default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {ancestors}"
+)
+"""Gradio itself needs inline scripts and `new Function`; connections leave for nowhere."""
+
+ON_LOAD = """
+const place = new URL("inspector-static/main.js", document.baseURI);
+import(place.href).then((page) => page.start(element, server));
+"""
+
+
+class SecurityHeaders:
+    """ASGI middleware that adds the headers to every response."""
+
+    def __init__(self, app, ancestors: str):
+        self.app = app
+        self.headers = [
+            (b"content-security-policy", POLICY.format(ancestors=ancestors).encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+        ]
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_headers(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *self.headers]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def build(folder: Folder, mcp: bool = False) -> gr.Blocks:
+    """The page: one HTML component with a static template; nothing of it is data."""
+    with gr.Blocks(title="SPO inspector", fill_width=True, analytics_enabled=False) as page:
+        gr.HTML(
+            html_template='<div id="spo-root">Loading…</div>',
+            js_on_load=ON_LOAD,
+            apply_default_css=False,
+            server_functions=page_functions(folder),
+        )
+        for function in agent_functions(folder) if mcp else []:
+            gr.api(function, api_name=function.__name__)
+    return page
+
+
+def launch(page: gr.Blocks, args: argparse.Namespace, **more):
+    """Serve it; `more` goes to Blocks.launch (tests do not block the main thread)."""
+    in_space = "SPACE_ID" in os.environ
+    public = args.share or in_space or args.host not in LOCAL_HOSTS
+    hosts = ["*"] if public else LOCAL_HOSTS
+    ancestors = "'self' https://huggingface.co https://*.hf.space" if in_space else "'self'"
+    system_fonts = ["system-ui", "sans-serif"]
+    return page.launch(
+        server_name="0.0.0.0" if in_space else args.host,
+        server_port=args.port,
+        share=args.share,
+        inbrowser=args.open,
+        theme=gr.themes.Base(font=system_fonts, font_mono=["ui-monospace", "monospace"]),
+        head='<link rel="stylesheet" href="inspector-static/style.css">',
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        allowed_paths=[],
+        max_file_size="1kb",
+        enable_monitoring=args.monitoring,
+        mcp_server=args.mcp,
+        app_kwargs={
+            "routes": [Mount("/inspector-static", StaticFiles(directory=STATIC))],
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
+                Middleware(SecurityHeaders, ancestors=ancestors),
+            ],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
+        **more,
+    )
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="See where the credit went.")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        default=str(SAMPLES),
+        help="a run, a folder of runs or a Parquet file; without it, bundled sample rollouts",
+    )
+    parser.add_argument("--port", type=int, default=None, help="default: the first free from 7860")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)"
+    )
+    parser.add_argument("--open", action="store_true", help="open the browser")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio")
+    parser.add_argument("--monitoring", action="store_true", help="Gradio's /monitoring page")
+    parser.add_argument(
+        "--mcp", action="store_true", help="serve three read-only functions to agents over MCP"
+    )
+    return parser.parse_args(argv)
+
+
+def check_port(args: argparse.Namespace) -> None:
+    """Raises ValueError where the port asked for is taken; without one Gradio looks for a free."""
+    if args.port is None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((args.host, args.port))
+        except OSError as error:
+            raise ValueError(
+                f"Port {args.port} is in use; choose another, or leave --port out."
+            ) from error
+
+
+def check_mcp(args: argparse.Namespace) -> None:
+    """Raises ValueError where --mcp lacks its package."""
+    if not args.mcp:
+        return
+    try:
+        import mcp  # noqa: F401
+    except ImportError as error:
+        raise ValueError('--mcp needs the package mcp: pip install "gradio[mcp]".') from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    warnings.filterwarnings("ignore", category=UserWarning, module="dataclasses|spo.inspector")
+    try:
+        check_port(args)
+        check_mcp(args)
+        page = build(Folder(args.folder), args.mcp)
+    except ValueError as error:
+        sys.exit(str(error))
+    launch(page, args)
+
+
+if __name__ == "__main__":
+    main()

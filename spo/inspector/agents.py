@@ -1,0 +1,79 @@
+"""Three typed, read-only functions for agents (`app.py --mcp`): steps, a group, segments."""
+
+from collections.abc import Callable
+
+from spo.inspector import search, views, whatif
+from spo.inspector.folder import Folder
+from spo.inspector.reading import read_step
+from spo.inspector.views import completion_brief, group_rows, row_statistics
+
+
+def agent_functions(folder: Folder) -> list[Callable]:
+    """The functions, bound to the one folder they may read; agents see their docstrings."""
+
+    def list_steps(run: str = "") -> dict:
+        """List the runs of the folder and the saved training steps of one of them.
+
+        Args:
+            run: name of a run; empty: the last one.
+        """
+        runs = list(folder.runs())
+        chosen = run or runs[-1]
+        steps = folder.steps(chosen)
+        return {
+            "runs": runs,
+            "run": chosen,
+            "steps": list(steps.paths),
+            "skipped": steps.skipped,
+        }
+
+    def get_group(run: str, step: int, group: int) -> dict:
+        """Read one prompt, its completions with rewards, and where their credit went.
+
+        Args:
+            run: name of a run.
+            step: a saved step.
+            group: position of the prompt in the step, from 0.
+        """
+        found = read_step(folder.step_path(run, step))
+        rows = group_rows(found, group)
+        statistics = row_statistics(found)
+        completions = [
+            completion_brief(found, statistics, row) | {"text": found.rollouts.completions[row]}
+            for row in range(rows.start, rows.stop)
+        ]
+        return {
+            "prompt": found.rollouts.prompts[rows.start],
+            "completions": completions,
+            "credit_check": whatif.check_saved(found),
+            "missing": list(found.missing),
+            "calibration": views.calibration(found),
+        }
+
+    def find_segments(
+        run: str,
+        advantage_min: float | None = None,
+        advantage_max: float | None = None,
+        entropy_min: float | None = None,
+        text: str = "",
+        start: int = 0,
+    ) -> dict:
+        """Find segments of a run by advantage, entropy at their start and text, counted by step.
+
+        Args:
+            run: name of a run.
+            advantage_min: keep segments with at least this advantage.
+            advantage_max: keep segments with at most this advantage.
+            entropy_min: keep segments whose first token has at least this entropy in nats.
+            text: an RE2 pattern that the segment's text must contain.
+            start: position in the run to go on from: `next` of the answer before.
+        """
+        query = {
+            "advantage_min": advantage_min,
+            "advantage_max": advantage_max,
+            "entropy_min": entropy_min,
+            "text": text,
+        }
+        return search.find_in_run(folder.steps(run).paths, read_step, query, start)
+
+    return [list_steps, get_group, find_segments]

@@ -1,0 +1,156 @@
+"""A folder (or one Parquet file) -> its runs, their steps, their training curves.
+
+The only place that turns a name from the page into a path: names are looked up among the entries
+that were listed, never joined to a path, and links that lead outside the folder are not followed.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP_FOLDERS = ("rollouts", "completions", "completions/train", "completions/eval")
+"""Where a run keeps its files: this project's trainer, and TRL's trainers."""
+
+PARQUET_MAGIC = b"PAR1"
+MAX_METRICS_BYTES = 64 << 20
+MAX_CURVE_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The step files of one run, ascending, and the ones left out with the reason."""
+
+    paths: dict[int, Path]
+    skipped: dict[str, str]
+
+
+class Folder:
+    """What the person pointed the inspector at.
+
+    Raises:
+        ValueError: the path does not exist, or holds no rollout file.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        if not self.root.exists():
+            raise ValueError(f"{root} does not exist.")
+        self.boundary = self.root.resolve()
+        if self.root.is_file() and self.root.suffix != ".parquet":
+            raise ValueError(f"{root} is no Parquet file; give a run folder or a .parquet file.")
+        if not self.runs():
+            raise ValueError(
+                f"{root} holds no rollout files (rollouts/step-*.parquet). Training writes them "
+                "with save_rollouts_steps > 0."
+            )
+
+    def runs(self) -> dict[str, Path]:
+        """Run name -> folder, newest last by name: the root itself, or the runs inside it."""
+        if self.root.is_file() or step_files(self.root):
+            return {self.boundary.name: self.root}
+        children = sorted(entry for entry in self.root.iterdir() if entry.is_dir())
+        return {
+            entry.name: entry for entry in children if self._inside(entry) and step_files(entry)
+        }
+
+    def steps(self, run: str) -> Steps:
+        """The readable step files of a run.
+
+        A file without Parquet's closing mark is still being written, or was cut short.
+        """
+        paths, skipped = {}, {}
+        for path in step_files(self._run(run)):
+            if not self._inside(path):
+                skipped[path.name] = "leads outside the folder"
+            elif not closes_as_parquet(path):
+                skipped[path.name] = "half-written or damaged"
+            else:
+                number = step_number(path, default=len(paths))
+                paths.setdefault(number, path)
+        return Steps(dict(sorted(paths.items())), skipped)
+
+    def step_path(self, run: str, step: int) -> Path:
+        """The file of one step."""
+        paths = self.steps(run).paths
+        if step not in paths:
+            raise ValueError(f"Run {run} has no readable step {step}.")
+        return paths[step]
+
+    def curves(self, run: str) -> dict[str, list[list[float]]]:
+        """Every numeric key of metrics.jsonl -> [[step, value], …], at most MAX_CURVE_POINTS."""
+        path = self._run(run) / "metrics.jsonl"
+        if self.root.is_file() or not path.is_file() or not self._inside(path):
+            return {}
+        with path.open("rb") as file:
+            lines = file.read(MAX_METRICS_BYTES).splitlines()
+        curves: dict[str, list[list[float]]] = {}
+        for line in lines:
+            for key, point in metric_points(line):
+                curves.setdefault(key, []).append(point)
+        curves.pop("step", None)
+        return {key: thin(points) for key, points in curves.items()}
+
+    def _run(self, name: str) -> Path:
+        runs = self.runs()
+        if name not in runs:
+            raise ValueError(f"There is no run {name!r} here.")
+        return runs[name]
+
+    def _inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.boundary)
+
+
+def step_files(run: Path) -> list[Path]:
+    """The Parquet files of a run, by name; temporary files start with a dot."""
+    if run.is_file():
+        return [run]
+    for folder in (run, *(run / name for name in STEP_FOLDERS)):
+        files = sorted(path for path in folder.glob("*.parquet") if path.name[0] != ".")
+        if files:
+            return files
+    return []
+
+
+def step_number(path: Path, default: int) -> int:
+    """The number a file name ends with.
+
+    >>> step_number(Path("step-000010.parquet"), default=0)
+    10
+    """
+    digits = re.search(r"([0-9]{1,15})$", path.stem)
+    return int(digits[1]) if digits else default
+
+
+def closes_as_parquet(path: Path) -> bool:
+    """Whether a file ends as Parquet does, which only whole files do."""
+    with path.open("rb") as file:
+        if file.seek(0, 2) < 12:
+            return False
+        file.seek(-4, 2)
+        return file.read(4) == PARQUET_MAGIC
+
+
+def metric_points(line: bytes) -> list[tuple[str, list[float]]]:
+    """One line of metrics.jsonl -> (key, [step, value]) of its numbers.
+
+    A line that is no JSON object (the last one while training writes) has none.
+    """
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return []
+    if not isinstance(entry, dict) or not is_number(entry.get("step")):
+        return []
+    return [(key, [entry["step"], value]) for key, value in entry.items() if is_number(value)]
+
+
+def is_number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def thin(points: list) -> list:
+    """Every n-th point so that at most MAX_CURVE_POINTS remain, the last one included."""
+    stride = -(-len(points) // MAX_CURVE_POINTS)
+    return points[::-1][::stride][::-1] if stride > 1 else points

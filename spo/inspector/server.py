@@ -1,0 +1,123 @@
+"""The functions the page calls. Each takes one JSON object and answers with an envelope.
+
+Gradio hands a page `undefined` when a server function raises, and packs several arguments into
+one list; so each function has one argument, and what a person can cause (a damaged file, a wrong
+number, an unknown step) comes back as `{"ok": false, "error": sentence}`. The answer is one JSON
+string, which Gradio's encoder passes through instead of walking it. Any other exception is a bug
+of ours and stays one.
+"""
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from spo.inspector import export, search, views, whatif
+from spo.inspector.folder import Folder
+from spo.inspector.reading import Step, read_step
+
+Query = dict[str, Any]
+
+
+def page_functions(folder: Folder) -> list[Callable[[Query], str]]:
+    """The server functions of the page, bound to the one folder it may read."""
+
+    def step_of(query: Query) -> Step:
+        return read_step(folder.step_path(text(query, "run"), integer(query, "step")))
+
+    def list_runs(query: Query) -> dict:
+        return {"runs": list(folder.runs())}
+
+    def list_steps(query: Query) -> dict:
+        steps = folder.steps(text(query, "run"))
+        return {"steps": list(steps.paths), "skipped": steps.skipped}
+
+    def get_curves(query: Query) -> dict:
+        return {"curves": folder.curves(text(query, "run"))}
+
+    def get_step(query: Query) -> dict:
+        step = step_of(query)
+        return views.step_summary(step) | {"check": whatif.check_saved(step)}
+
+    def get_credit_inputs(query: Query) -> dict:
+        step = step_of(query)
+        if step.config is None or step.rollouts.lengths.sum() > views.MAX_BROWSER_TOKENS:
+            raise ValueError("This step is not recomputed in the browser.")
+        return views.credit_inputs(step)
+
+    def find_completions(query: Query) -> dict:
+        return views.find_completions(step_of(query), query)
+
+    def get_group(query: Query) -> dict:
+        return views.group_view(step_of(query), integer(query, "group"))
+
+    def recompute(query: Query) -> dict:
+        settings = query.get("settings")
+        if not isinstance(settings, dict):
+            raise ValueError("recompute needs settings.")
+        return whatif.recompute(step_of(query), integer(query, "group"), settings)
+
+    def find_segments(query: Query) -> dict:
+        paths = folder.steps(text(query, "run")).paths
+        return search.find_in_run(paths, read_step, query, integer(query, "start"))
+
+    def find_prompt(query: Query) -> dict:
+        paths = folder.steps(text(query, "run")).paths
+        return search.find_prompt(paths, read_step, text(query, "prompt"), integer(query, "start"))
+
+    def export_group(query: Query) -> dict:
+        place = {key: query.get(key) for key in ("run", "step", "group")}
+        rows = query.get("rows")
+        if rows is not None and not all(type(row) is int for row in rows):
+            raise ValueError("rows must be a list of positions in the group.")
+        html = export.export_group(
+            step_of(query), integer(query, "group"), rows, place, str(query.get("address", ""))
+        )
+        return {"html": html}
+
+    return [
+        envelope(function)
+        for function in (
+            list_runs,
+            list_steps,
+            get_curves,
+            get_step,
+            get_credit_inputs,
+            find_completions,
+            get_group,
+            recompute,
+            find_segments,
+            find_prompt,
+            export_group,
+        )
+    ]
+
+
+def envelope(function: Callable[[Query], dict]) -> Callable[[Query], str]:
+    """The same function answering with JSON text that says whether it worked."""
+
+    @wraps(function)
+    def answer(query: Query) -> str:
+        try:
+            if not isinstance(query, dict):
+                raise ValueError("A request is one JSON object.")
+            result = {"ok": True, **function(query)}
+        except (ValueError, OSError) as error:
+            result = {"ok": False, "error": str(error)}
+        return json.dumps(result, allow_nan=False)
+
+    return answer
+
+
+def text(query: Query, key: str) -> str:
+    value = query.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key}={value!r} is not a text.")
+    return value
+
+
+def integer(query: Query, key: str) -> int:
+    value = query.get(key, 0)
+    if type(value) is not int:
+        raise ValueError(f"{key}={value!r} is not a whole number.")
+    return value

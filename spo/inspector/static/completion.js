@@ -1,0 +1,119 @@
+// One completion as text: a span per token, built once; afterwards only class names change.
+// Each line of text is one block that the browser skips while it is out of sight.
+
+import { tokenText } from "./data.js";
+import { colourClass } from "./scale.js";
+
+const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200d\u2060\ufeff]/;
+
+// A token's look as one integer, so that a repaint compares numbers and touches what changed.
+const SAVED_START = 16;
+const NEW_START = 32;
+const FLIPPED = 64;
+
+export class CompletionText {
+  /** @param shared how many leading tokens all completions of the group have in common */
+  constructor(completion, shared, fork) {
+    this.completion = completion;
+    this.spans = [];
+    this.looks = new Int16Array(completion.length).fill(-1);
+    this.kinds = [];
+    this.element = document.createElement("div");
+    this.element.className = "text";
+    this.element.dir = "auto";
+    this.build(shared, fork);
+    this.lookup = new Map(this.spans.map((span, at) => [span, at]));
+    if (this.spans.length) this.spans[0].tabIndex = 0;
+  }
+
+  build(shared, fork) {
+    let line = null;
+    for (let at = 0; at < this.completion.length; at++) {
+      if (!line) {
+        line = document.createElement("div");
+        line.className = "line";
+        this.element.append(line);
+      }
+      const text = tokenText(this.completion, at);
+      const span = document.createElement("span");
+      span.textContent = text;
+      line.append(span);
+      this.spans.push(span);
+      this.kinds.push(tokenKind(text) + (at < shared ? " shared" : "") + (at === fork ? " fork" : ""));
+      if (text.endsWith("\n")) line = null;
+    }
+    const rest = this.completion.text.slice(this.completion.ends.at(-1) ?? 0);
+    if (rest) this.element.append(rest);
+  }
+
+  /**
+   * Colours by `numbers` and draws the boundaries of `credit` against the saved ones.
+   * `flips` marks advantages whose sign differs from training.
+   */
+  paint(numbers, scale, credit, flips = true) {
+    const { saved, length } = this.completion;
+    for (let at = 0; at < length; at++) {
+      let look = colourClass(numbers ? numbers[at] : NaN, scale);
+      if (at && saved.segmentIds[at] !== saved.segmentIds[at - 1]) look |= SAVED_START;
+      if (at && credit.segmentIds[at] !== credit.segmentIds[at - 1]) look |= NEW_START;
+      if (flips && saved.advantages[at] * credit.advantages[at] < 0) look |= FLIPPED;
+      if (look === this.looks[at]) continue;
+      this.looks[at] = look;
+      this.spans[at].className = className(look, this.kinds[at]);
+    }
+  }
+
+  /** The token an event happened on, −1 for none. */
+  tokenAt(event) {
+    return this.lookup.get(event.target) ?? -1;
+  }
+
+  /** Moves the current token; one token per completion is reachable by Tab. */
+  select(at, previous, take) {
+    if (previous >= 0 && this.spans[previous]) this.spans[previous].tabIndex = -1;
+    const span = this.spans[at];
+    span.tabIndex = 0;
+    if (!take) return;
+    span.focus({ preventScroll: true });
+    span.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+}
+
+function tokenKind(text) {
+  if (text === "") return "t empty";
+  let kind = "t";
+  if (text.endsWith("\n")) kind += " newline";
+  if (BIDI.test(text)) kind += " bidi";
+  else if (CONTROL.test(text)) kind += " control";
+  return kind;
+}
+
+function className(look, kind) {
+  const saved = look & SAVED_START;
+  const now = look & NEW_START;
+  let name = `${kind} c${look & 15}`;
+  if (saved && now) name += " cut";
+  else if (now) name += " split";
+  else if (saved) name += " merged";
+  return look & FLIPPED ? `${name} flip` : name;
+}
+
+/** How many leading tokens all completions share, and where each leaves its closest neighbour. */
+export function forks(completions) {
+  const lengths = completions.map((a) =>
+    completions.filter((b) => b !== a).map((b) => commonPrefix(a.token_ids, b.token_ids)),
+  );
+  const all = lengths.flat();
+  return {
+    shared: all.length ? Math.min(...all) : 0,
+    forkOf: lengths.map((others) => (others.length ? Math.max(...others) : -1)),
+  };
+}
+
+function commonPrefix(a, b) {
+  const stop = Math.min(a.length, b.length);
+  let at = 0;
+  while (at < stop && a[at] === b[at]) at++;
+  return at;
+}

@@ -1,0 +1,356 @@
+// The page: what is open, what is shown, and in which order things are asked and drawn.
+//
+//   address → run → step (summary, check) → group (texts, arrays) → the step's credit inputs
+//   settings → credit.js → class names, strips, panel; when they rest → Python checks
+
+import { Controls, changeLine, compareWithTraining } from "./controls.js";
+import { assignCredit, decompose, prepareStep } from "./credit.js";
+import { ask, startsSegment, tokenText, unpack, unpackGroup, unpackInputs } from "./data.js";
+import { Tooltip, detailPanel, legend, spoken, tokenFacts } from "./detail.js";
+import { debounce, h, show, visible } from "./dom.js";
+import { Frame } from "./frame.js";
+import { listen } from "./keyboard.js";
+import { Reader } from "./reader.js";
+import { COLOURS } from "./scale.js";
+import { DEFAULTS, readAddress, writeAddress } from "./state.js";
+import { Views } from "./views.js";
+
+export class Page {
+  constructor(root, server, { exported = false } = {}) {
+    Object.assign(this, { root, server, exported });
+    const { state, settings } = readAddress(location.hash);
+    this.state = state;
+    this.changes = settings; // only what differs from training
+    this.credits = {}; // mode -> credit of the whole step, made on demand
+    this.verdict = { state: "", text: "" };
+    this.controls = new Controls((change) => this.change(change));
+    this.tooltip = new Tooltip();
+    this.frame = new Frame(this);
+    this.views = new Views(this);
+    this.help = this.frame.help;
+    root.replaceChildren(this.frame.element, this.tooltip.element);
+    listen(root, this);
+    this.checkSoon = debounce(350, () => this.check());
+    addEventListener("hashchange", () => this.followAddress());
+    addEventListener("scroll", () => this.tooltip.hide(), { passive: true });
+  }
+
+  /** Runs `action`; an error becomes a note on the page, and the answer null. */
+  async attempt(action) {
+    try {
+      return await action();
+    } catch (error) {
+      this.frame.note(error.message);
+      return null;
+    }
+  }
+
+  // --- opening -----------------------------------------------------------------------------
+
+  async open() {
+    const answer = await this.attempt(() => ask(this.server, "list_runs"));
+    if (!answer) return;
+    this.frame.setRuns(answer.runs);
+    const known = answer.runs.includes(this.state.run);
+    await this.openRun(known ? this.state.run : answer.runs.at(-1));
+  }
+
+  async openRun(run) {
+    this.state.run = run;
+    const query = { run };
+    const [steps, curves] = await Promise.all([
+      this.attempt(() => ask(this.server, "list_steps", query)),
+      this.attempt(() => ask(this.server, "get_curves", query)),
+    ]);
+    this.curves = curves?.curves ?? {};
+    this.frame.setRun(run);
+    if (!steps) return;
+    this.setSteps(steps);
+    if (!this.steps.length) return this.frame.note("This run has no readable step.");
+    const known = this.steps.includes(this.state.step);
+    await this.openStep(known ? this.state.step : this.steps.at(-1));
+  }
+
+  setSteps({ steps, skipped }) {
+    this.steps = steps;
+    const names = Object.entries(skipped).map(([name, reason]) => `${visible(name)} (${reason})`);
+    this.frame.setSteps(steps, names.length ? `Skipped: ${names.join(", ")}.` : "");
+  }
+
+  /** A later call overtakes an earlier one, whose answers are dropped. */
+  async openStep(step) {
+    const request = (this.stepRequest = (this.stepRequest ?? 0) + 1);
+    this.state.step = step;
+    this.frame.busy(true);
+    const summary = await this.attempt(() => ask(this.server, "get_step", this.place));
+    if (request !== this.stepRequest) return;
+    this.frame.busy(false);
+    if (!summary) return this.frame.showNothing();
+    this.summary = summary;
+    this.step = null;
+    this.credits = {};
+    this.frame.setStep(step, summary);
+    this.state.prompt = Math.max(0, Math.min(this.state.prompt, summary.groups - 1));
+    if (!this.exported) this.frame.finder.load(0);
+    if (!summary.groups) return this.frame.note("This step holds no completions.");
+    await this.openGroup();
+    if (request === this.stepRequest && summary.in_browser) await this.loadInputs(request);
+  }
+
+  async loadInputs(request) {
+    const answer = await this.attempt(() => ask(this.server, "get_credit_inputs", this.place));
+    if (!answer || request !== this.stepRequest) return;
+    this.step = prepareStep(unpackInputs(answer));
+    this.credits = {};
+    this.apply();
+  }
+
+  async openGroup() {
+    const request = (this.groupRequest = (this.groupRequest ?? 0) + 1);
+    const query = { ...this.place, group: this.state.prompt };
+    const answer = await this.attempt(() => ask(this.server, "get_group", query));
+    if (!answer || request !== this.groupRequest) return;
+    this.group = unpackGroup(answer);
+    this.served = null;
+    const most = this.group.completions.length - 1;
+    this.state.completion = Math.max(0, Math.min(this.state.completion, most));
+    const length = this.group.completions[this.state.completion]?.length ?? 0;
+    if (this.state.token >= length) this.state.token = -1;
+    this.reader = new Reader(this.group, {
+      point: (index, at, span) => this.point(index, at, span),
+      leave: () => this.tooltip.hide(),
+      pick: (index, at) => this.focus(index, at),
+    });
+    this.frame.setGroup(this.group, this.reader.element);
+    this.apply();
+    this.focus(this.state.completion, this.state.token, false);
+    this.views.show(this.state.tab);
+  }
+
+  get place() {
+    return { run: this.state.run, step: this.state.step };
+  }
+
+  /** Moves to another step, prompt, completion, token or tab, loading only what changes. */
+  async go(place) {
+    const before = { ...this.state };
+    Object.assign(this.state, place);
+    const moved = (name) => this.state[name] !== before[name];
+    if (moved("run")) await this.openRun(this.state.run);
+    else if (moved("step")) await this.openStep(this.state.step);
+    else if (moved("prompt")) await this.openGroup();
+    else if (moved("completion") || moved("token")) this.focus(this.state.completion, this.state.token);
+    if (moved("tab") && this.group) this.views.show(this.state.tab);
+    this.remember();
+  }
+
+  /** The address was edited by hand, or a link was opened. */
+  followAddress() {
+    const { state, settings } = readAddress(location.hash);
+    if (location.hash === this.address) return;
+    this.changes = settings;
+    this.credits = {};
+    const step = state.step < 0 ? this.state.step : state.step;
+    this.go({ ...state, run: state.run || this.state.run, step }).then(() => this.apply());
+  }
+
+  remember() {
+    this.address = writeAddress(this.state, this.settings, this.summary?.config);
+    history.replaceState(null, "", this.address);
+    this.frame.finder?.mark();
+  }
+
+  // --- what if -----------------------------------------------------------------------------
+
+  get settings() {
+    return { ...this.summary?.config, ...this.changes };
+  }
+
+  get changed() {
+    const trained = this.summary?.config ?? {};
+    const differs = Object.keys(this.changes).some((name) => this.changes[name] !== trained[name]);
+    return differs || this.state.mode !== "spo";
+  }
+
+  /** New settings; null returns to training. Drawn once per frame, whatever the event rate. */
+  change(change) {
+    if (change === null) {
+      this.changes = {};
+      this.state.mode = "spo";
+    } else if (change.mode) {
+      this.state.mode = change.mode;
+    } else {
+      Object.assign(this.changes, change);
+    }
+    this.credits = {};
+    this.served = null;
+    if (this.scheduled) return;
+    this.scheduled = true;
+    requestAnimationFrame(() => {
+      this.scheduled = false;
+      this.apply();
+    });
+  }
+
+  /** Credit of the whole step in one mode, under the current settings. */
+  stepCredit(mode) {
+    this.credits[mode] ??= assignCredit(this.step, { ...this.settings, mode });
+    return this.credits[mode];
+  }
+
+  /** What one completion shows: training's credit until a setting differs from training's. */
+  creditOf(completion, mode = this.state.mode) {
+    const asTrained = !this.changed && mode === "spo";
+    if (asTrained) return completion.saved;
+    if (!this.step) return this.served?.[completion.completion] ?? completion.saved;
+    const { segmentIds, advantages } = this.stepCredit(mode);
+    const { offsets } = this.step;
+    const [from, to] = [offsets[completion.row], offsets[completion.row + 1]];
+    return { segmentIds: segmentIds.subarray(from, to), advantages: advantages.subarray(from, to) };
+  }
+
+  get cut() {
+    if (this.changed && this.step) return this.stepCredit(this.state.mode).cut;
+    return this.changed ? (this.servedCut ?? null) : (this.summary?.cut ?? null);
+  }
+
+  /** Draws everything that depends on settings or colour. */
+  apply() {
+    if (!this.reader) return;
+    const colour = COLOURS[this.state.colour] ?? COLOURS.advantage;
+    const scale = this.reader.paint(colour, (completion) => this.creditOf(completion));
+    this.scale = scale;
+    this.frame.legend.replaceChildren(...legend(colour.label, colour.unit, scale));
+    this.frame.setColour(this.state.colour);
+    const can = { critic: this.summary.has_values, recompute: this.summary.config !== null && (!this.exported || this.step) };
+    this.controls.set(this.state.mode, this.settings, this.changed, can);
+    this.compare();
+    this.showDetail();
+    this.views.settingsChanged();
+    this.remember();
+    if (this.changed && !this.exported) this.checkSoon();
+  }
+
+  compare() {
+    if (!this.changed) {
+      this.verdict = { state: "", text: "" };
+      return this.controls.say(h("span", { class: "hint" }, "as trained"));
+    }
+    const change = compareWithTraining(this.group.completions, (c) => this.creditOf(c));
+    if (!this.exported) this.verdict = { state: "waiting", text: "…" };
+    this.controls.say(...changeLine(change, this.verdict));
+    this.lastChange = change;
+  }
+
+  /** Python's assign_credit on the same settings; without the step in the browser, the answer. */
+  async check() {
+    if (!this.changed || !this.summary.config) return;
+    const request = (this.checkRequest = (this.checkRequest ?? 0) + 1);
+    const settings = { mode: this.state.mode };
+    for (const [name, value] of Object.entries(this.changes)) settings[name] = value;
+    const query = { ...this.place, group: this.group.group, settings };
+    const answer = await this.attempt(() => ask(this.server, "recompute", query));
+    if (!answer || request !== this.checkRequest || !this.changed) return;
+    const ids = unpack(answer.segment_ids, Int32Array);
+    const advantages = unpack(answer.advantages);
+    let offset = 0;
+    const slices = this.group.completions.map(({ length }) => {
+      const from = offset;
+      offset += length;
+      return { segmentIds: ids.subarray(from, offset), advantages: advantages.subarray(from, offset) };
+    });
+    if (this.step) return this.compareWithPython(slices);
+    [this.served, this.servedCut] = [slices, answer.cut];
+    const scale = this.reader.paint(COLOURS[this.state.colour], (c) => this.creditOf(c));
+    this.frame.legend.replaceChildren(...legend(COLOURS[this.state.colour].label, "", scale));
+    const change = compareWithTraining(this.group.completions, (c) => this.creditOf(c));
+    this.controls.say(...changeLine(change, { state: "verified", text: "computed by Python" }));
+  }
+
+  compareWithPython(slices) {
+    let worst = 0;
+    let moved = 0;
+    this.group.completions.forEach((completion, index) => {
+      const mine = this.creditOf(completion);
+      for (let at = 0; at < completion.length; at++) {
+        const theirs = slices[index].advantages[at];
+        worst = Math.max(worst, Math.abs(mine.advantages[at] - theirs) / Math.max(1, Math.abs(theirs)));
+        if (mine.segmentIds[at] !== slices[index].segmentIds[at]) moved++;
+      }
+    });
+    const agrees = worst <= 1e-5 && moved === 0;
+    this.verdict = agrees
+      ? { state: "verified", text: "✓ checked by Python" }
+      : { state: "differs", text: `Python differs: ${show(worst)}, ${moved} tokens in other segments` };
+    this.controls.say(...changeLine(this.lastChange, this.verdict));
+  }
+
+  // --- one token ---------------------------------------------------------------------------
+
+  point(index, at, span) {
+    const completion = this.group.completions[index];
+    const title = visible(tokenText(completion, at)) || "(no text)";
+    this.tooltip.show(span, title, tokenFacts(completion, this.creditOf(completion), at, this.cut));
+  }
+
+  /** Makes a token the current one; `take` also gives it the keyboard and reads it aloud. */
+  focus(index, at, take = true) {
+    Object.assign(this.state, { completion: index, token: at });
+    const completion = this.group.completions[index];
+    const credit = this.creditOf(completion);
+    this.reader.focus(index, at, credit, take);
+    this.showDetail();
+    this.tooltip.hide();
+    this.views.settingsChanged();
+    if (take && at >= 0) this.frame.live.textContent = spoken(completion, credit, at, this.cut);
+    this.remember();
+  }
+
+  showDetail() {
+    const completion = this.group.completions[this.state.completion];
+    if (!completion?.hasTokens) return this.frame.detail.replaceChildren();
+    const at = Math.min(this.state.token, completion.length - 1);
+    const usable = this.step?.values && this.state.mode !== "grpo" && at >= 0 && this.step.inLoss[completion.row];
+    const parts = usable
+      ? decompose(this.step, this.stepCredit(this.state.mode), this.settings, completion.row) : null;
+    this.frame.detail.replaceChildren(
+      ...detailPanel(completion, this.creditOf(completion), at, this.cut, parts,
+        (token) => this.focus(this.state.completion, token)),
+    );
+  }
+
+  setColour(colour) {
+    this.state.colour = colour;
+    this.apply();
+  }
+
+  moveToken(by) {
+    const { length } = this.group.completions[this.state.completion];
+    const to = Math.max(0, Math.min(length - 1, this.state.token + by));
+    if (length) this.focus(this.state.completion, to);
+  }
+
+  moveSegment(by) {
+    const completion = this.group.completions[this.state.completion];
+    const { segmentIds } = this.creditOf(completion);
+    let at = this.state.token + by;
+    while (at > 0 && at < completion.length && !startsSegment(segmentIds, at)) at += by;
+    if (at < completion.length) this.focus(this.state.completion, Math.max(0, at));
+  }
+
+  moveCompletion(by) {
+    const to = this.state.completion + by;
+    const completion = this.group.completions[to];
+    if (completion) this.focus(to, Math.min(this.state.token, completion.length - 1));
+  }
+
+  movePrompt(by) {
+    const to = this.state.prompt + by;
+    if (to >= 0 && to < this.summary.groups) this.go({ prompt: to, completion: 0, token: DEFAULTS.token });
+  }
+
+  moveStep(by) {
+    const to = this.steps[this.steps.indexOf(this.state.step) + by];
+    if (to !== undefined) this.go({ step: to });
+  }
+}

@@ -1,0 +1,301 @@
+"""`Step` -> the plain dictionaries the page draws. Pure: no file, no Gradio.
+
+Numbers per token travel as base64 of little-endian float32 or int32, everything else as JSON;
+NaN becomes None, so that the answer is JSON everywhere.
+
+Axes: B completions of the step, N tokens of the chosen completions one after the other.
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spo.inspector.reading import Step
+from spo.inspector.text import char_ends
+from spo.segments import segment_starts
+
+PAGE_SIZE = 200
+MAX_BROWSER_TOKENS = 1 << 20
+"""Steps up to this size are sent whole, so that the browser can recompute credit by itself."""
+
+CREDIT_FIELDS = (
+    "entropy_percentile",
+    "gamma",
+    "lam",
+    "advantage_level",
+    "normalize_advantages",
+    "segment_value",
+    "scale_rewards",
+    "mask_truncated_completions",
+    "kl_in_reward",
+    "beta",
+)
+"""The configuration that `assign_credit` reads for the advantages."""
+
+SORT_KEYS = ("position", "reward", "length", "segments", "advantage")
+
+
+def pack(array: np.ndarray | None, dtype: str = "<f4") -> str | None:
+    """Base64 of an array, as the page's `data.js` unpacks it.
+
+    >>> pack(np.array([1.0]))
+    'AACAPw=='
+    """
+    if array is None:
+        return None
+    return base64.b64encode(np.ascontiguousarray(array, dtype=dtype)).decode()
+
+
+def number(x: float) -> float | None:
+    """A JSON number, or None for NaN and infinities."""
+    return float(x) if np.isfinite(x) else None
+
+
+def group_rows(step: Step, group: int) -> slice:
+    """The rows of one prompt group.
+
+    Raises:
+        ValueError: there is no such group.
+    """
+    starts = group_starts(step)
+    if not 0 <= group < len(starts):
+        raise ValueError(f"This step has {len(starts)} prompts; there is no prompt {group + 1}.")
+    return slice(int(starts[group]), int([*starts, len(step.rollouts)][group + 1]))
+
+
+def group_starts(step: Step) -> np.ndarray:
+    """First row of each prompt group; in reduced mode groups may differ in size."""
+    index = step.rollouts.prompt_index
+    if step.config is None:
+        return np.flatnonzero(np.diff(index, prepend=-1))
+    return np.arange(0, len(index), step.rollouts.num_generations)
+
+
+def row_statistics(step: Step) -> dict[str, np.ndarray]:
+    """Per completion (B,): what lists are sorted and filtered by."""
+    rollouts, credit = step.rollouts, step.credit
+    magnitudes = np.abs(np.nan_to_num(credit.token_advantages))
+    return {
+        "position": np.arange(len(rollouts)),
+        "reward": rollouts.completion_rewards,
+        "length": rollouts.lengths,
+        "segments": segment_starts(credit.segment_ids).sum(1),
+        "advantage": magnitudes.max(axis=1, initial=0.0),
+    }
+
+
+def find_completions(step: Step, query: dict[str, Any]) -> dict[str, Any]:
+    """One page of a step's completions, filtered and sorted on this side.
+
+    Args:
+        query: `sort` (one of SORT_KEYS), `descending`, `page`; `reward_min`, `reward_max` and the
+            same for length, segments, advantage; `text`, an RE2 pattern searched in prompt and
+            completion (RE2 runs in linear time, whatever the pattern).
+    """
+    statistics = row_statistics(step)
+    keep = np.ones(len(step.rollouts), dtype=bool)
+    for name, column in statistics.items():
+        low, high = bound(query, f"{name}_min"), bound(query, f"{name}_max")
+        keep &= np.ones_like(keep) if low is None else column >= low
+        keep &= np.ones_like(keep) if high is None else column <= high
+    if query.get("text"):
+        pattern = str(query["text"])
+        keep &= matches(step.rollouts.completions, pattern) | matches(
+            step.rollouts.prompts, pattern
+        )
+    rows = np.flatnonzero(keep)
+    key = query.get("sort") or "position"
+    if key not in SORT_KEYS:
+        raise ValueError(f"sort={key!r} is not one of {', '.join(SORT_KEYS)}.")
+    column = statistics[key][rows].astype(np.float64)
+    order = np.argsort(-column if query.get("descending") else column, kind="stable")
+    first = max(0, int(bound(query, "page") or 0)) * PAGE_SIZE
+    chosen = rows[order][first : first + PAGE_SIZE]
+    return {
+        "total": len(rows),
+        "page_size": PAGE_SIZE,
+        "rows": [completion_brief(step, statistics, int(row)) for row in chosen],
+    }
+
+
+def completion_brief(step: Step, statistics: dict[str, np.ndarray], row: int) -> dict[str, Any]:
+    """One line of the list."""
+    rollouts = step.rollouts
+    group = int(np.searchsorted(group_starts(step), row, side="right")) - 1
+    return {
+        "group": group,
+        "completion": row - group_rows(step, group).start,
+        "prompt": rollouts.prompts[row][-160:],
+        "text": rollouts.completions[row][:160],
+        "truncated": bool(rollouts.truncated[row]),
+        **{key: number(column[row]) for key, column in statistics.items()},
+    }
+
+
+def bound(query: dict[str, Any], key: str) -> float | None:
+    """A number of the query; absent, empty and None mean no bound.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = query.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"{key}={value!r} is not a number.")
+    return float(value)
+
+
+def matches(texts: list[str], pattern: str) -> np.ndarray:
+    """Where an RE2 pattern occurs.
+
+    Raises:
+        ValueError: the pattern is no valid RE2.
+    """
+    try:
+        found = pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"The pattern is not valid: {error}") from error
+    return found.to_numpy(zero_copy_only=False)
+
+
+def step_summary(step: Step) -> dict[str, Any]:
+    """Everything about a step that is not about one prompt."""
+    rollouts, credit = step.rollouts, step.credit
+    segments = row_statistics(step)["segments"]
+    config = {key: getattr(step.config, key) for key in CREDIT_FIELDS} if step.config else None
+    return {
+        "completions": len(rollouts),
+        "groups": len(group_starts(step)),
+        "tokens": int(rollouts.completion_mask.sum()),
+        "run_id": step.run_id,
+        "config": config,
+        "missing": list(step.missing),
+        "has_values": rollouts.token_values is not None,
+        "has_reference": rollouts.token_logprobs_ref is not None,
+        "reward_mean": number(mean_known(rollouts.completion_rewards)),
+        "unscorable": int(np.isnan(rollouts.completion_rewards).sum()),
+        "truncated": int(rollouts.truncated.sum()),
+        "cut": credit.entropy_threshold,
+        "histogram": np.bincount(segments).tolist() if len(segments) else [],
+        "calibration": calibration(step),
+        "in_browser": bool(step.config) and int(rollouts.lengths.sum()) <= MAX_BROWSER_TOKENS,
+    }
+
+
+def mean_known(x: np.ndarray) -> float:
+    known = x[~np.isnan(x)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def calibration(step: Step, bins: int = 10) -> list[dict[str, float]]:
+    """V at segment starts against the completion's final reward, in equally filled bins.
+
+    A calibrated critic (γ = 1, no KL in the reward) has mean value = mean reward in every bin.
+    """
+    rollouts = step.rollouts
+    if rollouts.token_values is None:
+        return []
+    starts = segment_starts(step.credit.segment_ids)
+    starts &= ~np.isnan(rollouts.completion_rewards)[:, None]
+    values = rollouts.token_values[starts]
+    rewards = np.broadcast_to(rollouts.completion_rewards[:, None], starts.shape)[starts]
+    if not values.size:
+        return []
+    order = np.argsort(values, kind="stable")
+    return [
+        {
+            "low": number(values[part[0]]),
+            "high": number(values[part[-1]]),
+            "value": number(values[part].mean()),
+            "reward": number(rewards[part].mean()),
+            "count": len(part),
+        }
+        for part in np.array_split(order, bins)
+        if len(part)
+    ]
+
+
+def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[str, Any]:
+    """One prompt and its completions, token by token.
+
+    Args:
+        rows: completions of the group to keep, by position in the group; None: all.
+    """
+    block = group_rows(step, group)
+    chosen = np.arange(block.start, block.stop)
+    if rows is not None:
+        chosen = chosen[[row for row in rows if 0 <= row < len(chosen)]]
+    rollouts, credit = step.rollouts, step.credit
+    mask = rollouts.completion_mask[chosen]
+
+    def tokens(array, dtype="<f4"):
+        return None if array is None else pack(array[chosen][mask], dtype)
+
+    return {
+        "group": group,
+        "prompt": rollouts.prompts[block.start],
+        "prompt_index": int(rollouts.prompt_index[block.start]),
+        "has_tokens": step.config is not None,
+        "completions": [_completion(step, int(row), block.start) for row in chosen],
+        "token_ids": tokens(rollouts.token_ids, "<i4"),
+        "entropies": tokens(rollouts.token_entropies),
+        "logprobs": tokens(rollouts.token_logprobs_old),
+        "logprobs_ref": tokens(rollouts.token_logprobs_ref),
+        "values": tokens(rollouts.token_values),
+        "token_rewards": tokens(rollouts.token_rewards),
+        "segment_ids": tokens(credit.segment_ids, "<i4"),
+        "advantages": tokens(credit.token_advantages),
+        "returns": tokens(credit.token_returns),
+    }
+
+
+def _completion(step: Step, row: int, first: int) -> dict[str, Any]:
+    rollouts = step.rollouts
+    length = int(rollouts.lengths[row])
+    text = rollouts.completions[row]
+    return {
+        "completion": row - first,
+        "row": row,
+        "text": text,
+        "ends": pack(char_ends(text, rollouts.token_ends[row, :length], utf16=True), "<i4"),
+        "length": length,
+        "reward": number(rollouts.completion_rewards[row]),
+        "rewards": {
+            name: number(x)
+            for name, x in zip(
+                rollouts.reward_names, rollouts.rewards_by_function[row], strict=True
+            )
+        },
+        "truncated": bool(rollouts.truncated[row]),
+    }
+
+
+def credit_inputs(step: Step) -> dict[str, Any]:
+    """What the browser's twin of `assign_credit` needs: every completion of the step, (N,).
+
+    Token rewards are zero almost everywhere, so only the others are sent.
+    """
+    rollouts, config = step.rollouts, step.config
+    mask = rollouts.completion_mask
+    rewards = rollouts.token_rewards[mask]
+    nonzero = np.flatnonzero(rewards)
+    k1 = None
+    if config.kl_in_reward:
+        k1 = pack((rollouts.token_logprobs_old - rollouts.token_logprobs_ref)[mask])
+    return {
+        "num_generations": rollouts.num_generations,
+        "lengths": pack(rollouts.lengths, "<i4"),
+        "in_loss": pack(
+            rollouts.loss_mask(config.mask_truncated_completions).any(1) & (rollouts.lengths > 0),
+            "<i4",
+        ),
+        "entropies": pack(rollouts.token_entropies[mask]),
+        "values": None if rollouts.token_values is None else pack(rollouts.token_values[mask]),
+        "reward_positions": pack(nonzero, "<i4"),
+        "reward_values": pack(rewards[nonzero]),
+        "k1": k1,
+    }

@@ -1,0 +1,122 @@
+"""One browser and one server for all browser tests; skips where there is no Chromium."""
+
+import atexit
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@functools.cache
+def browser_context():
+    """A Chromium with a fresh profile, closed when the tests end."""
+    if not os.path.exists(CHROMIUM):
+        pytest.skip(f"no browser: {CHROMIUM} does not exist (Debian's package chromium)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright to drive Chromium"
+    )
+    profile = tempfile.mkdtemp(prefix="spo-chromium-")
+    driver = playwright.sync_playwright().start()
+    context = driver.chromium.launch_persistent_context(
+        profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1400, "height": 900}
+    )
+    context.set_default_timeout(10_000)
+
+    def close():
+        context.close()
+        driver.stop()
+        shutil.rmtree(profile, ignore_errors=True)
+
+    atexit.register(close)
+    return context
+
+
+PROGRAM = """
+import sys, app
+print("heavy modules:", {"torch", "transformers", "datasets"} & set(sys.modules), flush=True)
+app.main(sys.argv[1:])
+"""
+
+
+@dataclass
+class Server:
+    address: str
+    heavy_modules: str
+    process: subprocess.Popen
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def serve(root: Path, *flags: str) -> Server:
+    """Start the app on a folder in its own process, as a person would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", PROGRAM, str(root), "--port", str(port), *flags]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    atexit.register(process.kill)
+    lines = [process.stdout.readline()]
+    while "Running on" not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], f"the app ended: {lines}"
+    return Server(f"http://127.0.0.1:{port}/", lines[0], process)
+
+
+class Visit:
+    """An open page, with everything it said and asked for."""
+
+    def __init__(self, address: str, fragment: str = "", **size):
+        self.page = browser_context().new_page()
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        if size:
+            self.page.set_viewport_size(size)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", self._listen)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(f"{address}#{fragment}")
+
+    def _listen(self, message):
+        if message.type == "error":
+            self.problems.append(message.text)
+
+    def __enter__(self):
+        self.page.wait_for_selector(".card, .note", state="attached")
+        return self
+
+    def __exit__(self, *_):
+        self.page.close()
+
+    def text(self, selector: str) -> str:
+        return self.page.text_content(selector)
+
+    def ask(self, script: str, *values):
+        return self.page.evaluate(script, *values)
+
+    def wait(self, condition: str):
+        self.page.wait_for_function(condition)

@@ -1,0 +1,111 @@
+"""static/credit.js, the browser's twin of assign_credit, against the Python function."""
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+from inspector_browser import browser_context
+from inspector_fixtures import from_pieces
+
+from spo.advantages import Credit, assign_credit
+from spo.config import SPOConfig
+from spo.inspector.export import bundle
+from spo.inspector.reading import Step
+from spo.inspector.views import CREDIT_FIELDS, credit_inputs
+from spo.inspector.whatif import what_if
+
+SCRIPT = """
+(cases) => {
+  %s
+  %s
+  return cases.map(({ inputs, configs }) => {
+    const step = $credit.prepareStep($data.unpackInputs(inputs));
+    return configs.map((config) => {
+      const { segmentIds, advantages, cut } = $credit.assignCredit(step, config);
+      return { ids: [...segmentIds], advantages: [...advantages], cut };
+    });
+  });
+}
+"""
+
+
+def random_step(seed: int) -> Step:
+    """Ragged, empty, tied, unscorable, truncated, dense: everything a step may be."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 30, 12)
+    rollouts = from_pieces(rng, 1, [["x"] * n for n in lengths], 4, critic=seed % 5 != 0)
+    entropies = rollouts.token_entropies
+    if seed % 2:
+        entropies = np.round(entropies, 1)  # many ties, and zeros, which are never decisions
+    rewards = rollouts.completion_rewards.copy()
+    rewards[rng.integers(12)] = np.nan
+    token_rewards = rollouts.token_rewards
+    if seed % 3 == 0:
+        dense = rng.normal(size=token_rewards.shape).astype(np.float32)
+        token_rewards = np.where(rollouts.completion_mask, dense, 0)
+    rollouts = dataclasses.replace(
+        rollouts,
+        token_entropies=entropies.astype(np.float32),
+        completion_rewards=rewards,
+        token_rewards=token_rewards,
+    )
+    kl = {"kl_in_reward": True, "beta": 0.03} if seed % 4 == 0 else {}
+    config = SPOConfig(num_generations=4, mask_truncated_completions=seed % 3 == 1, **kl)
+    return Step(rollouts, Credit(rollouts.token_ids, rollouts.token_rewards, None), config, "")
+
+
+def random_settings(rng: random.Random, step: Step) -> tuple[Step, dict]:
+    """A mode and settings that `what_if` accepts, on the step with one random configuration."""
+    level = rng.choice(["segment", "token"])
+    config = dataclasses.replace(
+        step.config,
+        scale_rewards=rng.choice(["group", "batch", "none"]),
+        segment_value="start" if level == "token" else rng.choice(["start", "mean", "last"]),
+        advantage_level=level,
+    )
+    modes = ["spo", "grpo"] + ["ppo"] * (step.rollouts.token_values is not None)
+    settings = {
+        "mode": rng.choice(modes),
+        "entropy_percentile": rng.choice([0.0, 0.05, 0.3, 0.5, 0.77, 1.0, rng.random()]),
+        "gamma": rng.choice([1.0, 0.9]),
+        "lam": rng.choice([0.0, 0.95, 1.0]),
+        "normalize_advantages": rng.random() < 0.5,
+    }
+    return dataclasses.replace(step, config=config), settings
+
+
+@pytest.mark.filterwarnings("ignore:entropy_percentile:UserWarning", "ignore:gamma:UserWarning")
+def test_browser_and_python_assign_the_same_credit():
+    rng = random.Random(0)
+    cases, expected = [], []
+    for seed in range(20):
+        base = random_step(seed)
+        configs, credits = [], []
+        for _ in range(8):
+            step, settings = random_settings(rng, base)
+            fields = {name: getattr(step.config, name) for name in CREDIT_FIELDS}
+            configs.append(fields | settings)
+            credits.append(what_if(step, settings))
+        cases.append({"inputs": credit_inputs(base), "configs": configs})
+        expected.append((base.rollouts.completion_mask, credits))
+
+    page = browser_context().new_page()
+    answers = page.evaluate(SCRIPT % (bundle("credit.js"), bundle("data.js")), cases)
+    page.close()
+    for case, answer, (mask, credits) in zip(cases, answers, expected, strict=True):
+        for config, mine, credit in zip(case["configs"], answer, credits, strict=True):
+            np.testing.assert_array_equal(mine["ids"], credit.segment_ids[mask], str(config))
+            theirs = credit.token_advantages[mask]
+            np.testing.assert_allclose(
+                mine["advantages"], theirs, rtol=1e-6, atol=1e-6, err_msg=str(config)
+            )
+            assert mine["cut"] == credit.entropy_threshold
+
+
+def test_what_if_with_saved_settings_is_what_training_did():
+    step = random_step(2)
+    trained = assign_credit(step.rollouts, step.config)
+    again = what_if(step, {"mode": "spo"})
+    np.testing.assert_array_equal(trained.token_advantages, again.token_advantages)
+    np.testing.assert_array_equal(trained.segment_ids, again.segment_ids)
