@@ -1,0 +1,310 @@
+"""spo.generation: greedy decoding, the sampled distribution, independence of rows, texts."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+
+from spo.config import SPOConfig
+from spo.generation import (
+    Sampling,
+    completion_texts,
+    eos_token_ids,
+    external_completions,
+    invert_cdf,
+    sample,
+    uniforms,
+)
+from spo.models import Network
+from spo.scoring import score_rows
+
+PROMPTS = [[65, 66, 67], [65, 66, 67], [70], [71, 72, 73, 74, 75, 76], [80, 81], [90, 91, 92]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny.tiny_llama()
+    with torch.no_grad():  # peaked enough that sampling has something to choose
+        model.lm_head.weight.mul_(25)
+    return model
+
+
+@pytest.fixture
+def forwards(model):
+    """Rows of every forward pass of the model, in order."""
+    rows = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    yield rows
+    handle.remove()
+
+
+def noise(num_rows, length, seed=0):
+    return uniforms(seed, 1, np.arange(num_rows), length)
+
+
+def run(model, prompts=PROMPTS, length=12, eos=(), seed=0, max_rows=None, **settings):
+    sampling = Sampling(length, eos_token_ids=eos, **settings)
+    return sample(model, prompts, noise(len(prompts), length, seed), sampling, max_rows)
+
+
+def some_eos(model, **settings):
+    """Two tokens that end some rows early, others late or never."""
+    free = run(model, **settings).token_ids
+    return (free[0][3], free[3][5])
+
+
+# --- greedy ---------------------------------------------------------------------------------------
+
+
+def test_greedy_equals_transformers_generate(model):
+    """Ragged prompts in one batch here, one prompt at a time there; with and without an end."""
+    eos = some_eos(model, temperature=0.0)
+    for ends in ((), eos):
+        ours = run(model, eos=ends, temperature=0.0)
+        for prompt, token_ids in zip(PROMPTS, ours.token_ids, strict=True):
+            theirs = model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=12,
+                eos_token_id=list(ends) or None,
+            )
+            assert token_ids == theirs[0, len(prompt) :].tolist()
+    assert {len(ids) for ids in ours.token_ids} > {4}  # some rows ended, not all at once
+
+
+def test_greedy_ignores_the_noise(model):
+    assert run(model, seed=0, temperature=0.0) == run(model, seed=1, temperature=0.0)
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+def test_rows_end_with_the_end_token_or_are_truncated(model):
+    eos = some_eos(model)
+    free, ended = run(model), run(model, eos=eos)
+    for whole, token_ids, truncated in zip(
+        free.token_ids, ended.token_ids, ended.truncated, strict=True
+    ):
+        stops = [t for t, i in enumerate(whole) if i in eos]
+        assert token_ids == whole[: stops[0] + 1 if stops else None]
+        assert truncated == (not stops)
+    assert len(set(ended.truncated)) == 2
+    assert free.truncated == [True] * len(PROMPTS)
+    for columns in (ended.token_logprobs, ended.token_entropies):
+        assert list(map(len, columns)) == list(map(len, ended.token_ids))
+
+
+def test_an_end_token_in_the_last_place_is_no_truncation(model):
+    first = run(model, length=4).token_ids[0]
+    ended = run(model, length=first.index(first[3]) + 1, eos=(first[3],))
+    assert ended.token_ids[0] == first[: first.index(first[3]) + 1]
+    assert not ended.truncated[0]
+
+
+def test_equal_neighbours_share_their_prefill_and_finished_rows_leave(model, forwards):
+    ended = run(model, eos=some_eos(model))
+    lengths = np.array([len(ids) for ids in ended.token_ids])
+    assert len(set(lengths)) > 2
+    forwards.clear()
+    run(model, eos=some_eos(model))
+    free = 12  # some_eos runs once without an end: 1 prefill, 11 further tokens
+    assert forwards[:free] == [5] + [6] * 11
+    # 6 rows are so few that every end is below the 7/8 that starts a compaction
+    running = [int((lengths > t).sum()) for t in range(1, lengths.max())]
+    assert forwards[free:] == [5, *running]
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+def test_invert_cdf_gives_each_token_its_share_of_the_unit_interval():
+    """Evenly spaced numbers, so that counts are the probabilities up to the two ends of a share."""
+    logits = torch.tensor([1.0, -1.0, 0.0, 2.0, -float("inf"), 0.5])
+    num = 40_000
+    evenly = (torch.arange(num) + 0.5) / num
+    counts = np.bincount(invert_cdf(logits.expand(num, -1), evenly), minlength=6)
+    expected = logits.double().softmax(-1).numpy() * num
+    assert abs(counts - expected).max() < 2
+    assert counts[4] == 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "token"), [(0.0, 1), (0.4999, 1), (0.5001, 3), (0.99999994, 3), (1.0, 3)]
+)
+def test_impossible_tokens_are_skipped_at_both_ends(noise, token):
+    """1.0 is a float64 just below it, rounded to float32."""
+    none = -float("inf")
+    logits = torch.tensor([[none, 0.0, none, 0.0, none]])
+    assert invert_cdf(logits, torch.tensor([noise])).item() == token
+
+
+def next_token_probs(model, prompt, temperature=1.0):
+    with torch.no_grad():
+        return (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampled_tokens_follow_the_model_at_the_temperature(model, temperature):
+    num = 4000
+    drawn = run(model, [PROMPTS[0]] * num, length=1, temperature=temperature).token_ids
+    counts = np.bincount(np.array(drawn)[:, 0], minlength=tiny.VOCAB_SIZE)
+    expected = next_token_probs(model, PROMPTS[0], temperature) * num
+    common = expected > 20
+    pooled = np.array([*counts[common], counts[~common].sum()])
+    expected = np.array([*expected[common], expected[~common].sum()])
+    chi_square = ((pooled - expected) ** 2 / expected).sum()
+    freedom = len(pooled) - 1
+    assert freedom > 3
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_top_k_and_top_p_cut_the_support_but_not_the_recorded_distribution(model):
+    probs = next_token_probs(model, PROMPTS[0])
+    order = np.argsort(-probs)
+    nucleus = order[: int(np.searchsorted(np.cumsum(probs[order]), 0.6)) + 1]
+    assert len(nucleus) > 1
+    for settings, support in (({"top_k": 3}, order[:3]), ({"top_p": 0.6}, nucleus)):
+        drawn = run(model, [PROMPTS[0]] * 600, length=1, **settings)
+        tokens = [ids[0] for ids in drawn.token_ids]
+        assert set(tokens) == set(support.tolist())
+        recorded = np.exp([row[0] for row in drawn.token_logprobs])
+        np.testing.assert_allclose(recorded, probs[tokens], rtol=1e-4)
+        entropy = -(probs * np.log(probs)).sum()
+        np.testing.assert_allclose([row[0] for row in drawn.token_entropies], entropy, rtol=1e-4)
+    one = run(model, top_k=1).token_ids
+    assert one == run(model, temperature=0.0).token_ids
+    assert run(model, top_k=10_000).token_ids == run(model).token_ids
+
+
+# --- independence of rows -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 4, 100])
+def test_a_row_does_not_depend_on_how_many_are_in_flight(model, max_rows):
+    eos = some_eos(model)
+    assert run(model, eos=eos, max_rows=max_rows).token_ids == run(model, eos=eos).token_ids
+
+
+def test_a_row_does_not_depend_on_the_others_or_their_order(model):
+    eos = some_eos(model)
+    together = run(model, eos=eos).token_ids
+    order = [4, 1, 5, 0]
+    sampling = Sampling(12, eos_token_ids=eos)
+    some = sample(model, [PROMPTS[i] for i in order], noise(6, 12)[order], sampling)
+    assert some.token_ids == [together[i] for i in order]
+    assert len({tuple(ids) for ids in together}) == 6  # equal prompts, different completions
+
+
+def test_no_rows_sample_to_nothing(model):
+    empty = sample(model, [], np.zeros((0, 4)), Sampling(4, eos_token_ids=()))
+    assert empty.token_ids == empty.token_logprobs == empty.truncated == []
+
+
+def test_uniforms_are_a_function_of_seed_step_and_row():
+    whole = uniforms(7, 3, np.arange(5), 10)
+    np.testing.assert_array_equal(whole[[4, 1]], uniforms(7, 3, np.array([4, 1]), 10))
+    np.testing.assert_array_equal(whole[:, :6], uniforms(7, 3, np.arange(5), 6))
+    others = [uniforms(8, 3, np.arange(5), 10), uniforms(7, 4, np.arange(5), 10), whole[::-1]]
+    assert all(abs(whole - other)[[0, 1, 3, 4]].min() > 0 for other in others)
+    assert whole.min() >= 0
+    assert whole.max() < 1
+
+
+# --- agreement with scoring -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_recorded_logprobs_and_entropies_equal_a_fresh_scoring_pass(model, temperature):
+    """Measured in float32: either differs by at most 2e-6."""
+    drawn = run(model, eos=some_eos(model, temperature=temperature), temperature=temperature)
+    network = Network(model, model.get_output_embeddings())
+    logprobs, entropies = score_rows(
+        network,
+        ("logprobs", "entropies"),
+        PROMPTS,
+        drawn.token_ids,
+        Accelerator(cpu=True),
+        SPOConfig(temperature=temperature),
+    )
+    for recorded, fresh in (
+        (drawn.token_logprobs, logprobs),
+        (drawn.token_entropies, entropies),
+    ):
+        for a, b in zip(recorded, fresh, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+            assert b.dtype == np.float32
+
+
+# --- other sources --------------------------------------------------------------------------------
+
+
+def test_what_a_rollout_func_returns():
+    output = {
+        "prompt_ids": [(1, 2), (3,)],
+        "completion_ids": [(4, 9), (5, 6)],
+        "logprobs": [[0.0], [0.0]],
+        "env_reward": [1.0, 2.0],
+    }
+    got = external_completions(output, 2, (9,))
+    assert got.token_ids == [[4, 9], [5, 6]]
+    assert got.prompt_ids == [[1, 2], [3]]
+    assert got.truncated == [False, True]
+    assert got.columns == {"env_reward": [1.0, 2.0]}
+    assert got.token_logprobs is got.token_entropies is None
+
+
+def test_a_rollout_func_that_loses_rows_is_refused():
+    output = {"prompt_ids": [[1]], "completion_ids": [[2]]}
+    with pytest.raises(ValueError, match=r"3 prompts and returned 1 prompt_ids and\s+1 completion"):
+        external_completions(output, 3, ())
+
+
+def test_every_end_token_of_model_and_tokenizer_ends_a_completion():
+    model, tokenizer = tiny.tiny_llama(layers=1), tiny.byte_tokenizer()
+    model.generation_config.eos_token_id = [7, 5]
+    assert eos_token_ids(model, tokenizer) == (5, 7, tiny.EOS)
+    model.generation_config.eos_token_id = tiny.EOS
+    assert eos_token_ids(model, tokenizer) == (tiny.EOS,)
+    model.generation_config.eos_token_id = None
+    assert eos_token_ids(model, tokenizer) == (tiny.EOS,)
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+WITH_BYTES = ["plain", "é", "日本", "a👍🏽b", "…x", "", "naïve 🇩🇪!", "\n\ttab"]
+
+
+def test_ends_of_one_byte_tokens_fall_between_characters():
+    tokenizer = tiny.byte_tokenizer()
+    token_ids = [[*text.encode(), tiny.EOS] for text in WITH_BYTES]
+    texts, ends = completion_texts(tokenizer, token_ids)
+    assert texts == WITH_BYTES
+    for text, ids, row in zip(WITH_BYTES, token_ids, ends, strict=True):
+        boundaries = np.cumsum([0] + [len(character.encode()) for character in text])
+        # byte t completes the characters that end at t + 1 or before; the end token adds nothing
+        expected = [max(x for x in boundaries if x <= t + 1) for t in range(len(ids))]
+        assert row == expected
+        assert row[-1] == len(text.encode())
+
+
+def test_bytes_that_are_no_text_still_end_in_order_and_cover_the_text():
+    tokenizer = tiny.byte_tokenizer()
+    cut, stray = "日本".encode()[:-1], [0xFF, 65, 0xC3]
+    texts, ends = completion_texts(tokenizer, [list(cut), stray, []])
+    assert texts[0].startswith("日")
+    for text, row in zip(texts[:2], ends[:2], strict=True):
+        assert row == sorted(row)
+        assert row[-1] == len(text.encode())
+        assert all(text.encode()[:end].decode() is not None for end in row)
+    assert (texts[2], ends[2]) == ("", [])
+
+
+def test_special_tokens_are_in_no_text_and_have_no_width():
+    tokenizer = tiny.byte_tokenizer()
+    texts, ends = completion_texts(tokenizer, [[tiny.BOS, 65, tiny.PAD, 66, tiny.EOS]])
+    assert texts == ["AB"]
+    assert ends == [[0, 1, 1, 2, 2]]
