@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from peft import (
     PeftConfig,
     PeftModel,
@@ -102,11 +103,14 @@ def build_networks(
             kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
         model = load_policy(model, **kwargs | (args.model_init_kwargs or {}))
     policy = build_policy(model if is_quantized(model) else model.to(device), peft_config)
+    equal_on_all_processes(policy)
     reference = build_reference(policy) if args.beta else None
     critic = build_critic(value_model, policy, args, processing_class)
+    if critic is not None:
+        equal_on_all_processes(critic)
     if args.gradient_checkpointing:
         for network in filter(None, (policy, critic)):
-            transformer(network.model).gradient_checkpointing_enable({"use_reentrant": False})
+            enable_gradient_checkpointing(transformer(network.model))
     return policy, reference, critic
 
 
@@ -251,6 +255,12 @@ def _copy_as_value_model(policy: PreTrainedModel) -> PreTrainedModel:
 
 def is_quantized(model: PreTrainedModel | PeftModel) -> bool:
     return getattr(transformer(model), "is_quantized", False)
+
+
+def equal_on_all_processes(network: Network) -> None:
+    """Process 0's trained weights for all: a loaded module may hold a head drawn at random."""
+    for parameter in network.parameters:
+        broadcast(parameter.data)
 
 
 def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:

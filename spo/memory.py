@@ -1,0 +1,228 @@
+"""A model's config and the flags of a run -> its peak memory by part, without loading weights.
+
+The model is built on the meta device, where tensors have shapes but no storage. Weights and
+adapters are counted there, and one forward pass of a micro-batch with saved-tensor hooks counts
+the activations that the backward pass needs. So LoRA, gradient checkpointing and an
+architecture's own habits are in the count instead of in a formula.
+"""
+
+import copy
+from dataclasses import dataclass, fields
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from spo.config import SPOConfig
+from spo.models import enable_gradient_checkpointing, trainable_parameters, transformer
+
+GIB = 2**30
+CARD_SIZES = (8, 12, 16, 24, 48, 80)
+"""GiB of common cards."""
+
+CARD_RESERVE = 0.9
+"""GiB of a card that its driver's context, the display and fragmentation take."""
+
+OPTIMIZER_BYTES = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "adamw_8bit": 2.1,
+    "paged_adamw_8bit": 2.1,
+    "adafactor": 0.1,
+}
+"""Bytes of state per trained parameter."""
+
+BLOCK = 64
+"""Weights that share one quantisation constant in bitsandbytes' 4-bit types."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes. The first five are there all the time, of the others only the largest phase."""
+
+    weights: float
+    reference_and_critic: float
+    adapters: float
+    gradients: float
+    optimizer: float
+    generation: float
+    activations: float
+    logits: float
+
+    @property
+    def resident(self) -> float:
+        """What is there in every phase."""
+        parts = (self.weights, self.reference_and_critic, self.adapters, self.optimizer)
+        return sum(parts)
+
+    @property
+    def peak(self) -> float:
+        """The larger of the two phases: sampling, and the update."""
+        update = self.gradients + self.activations + self.logits
+        return self.resident + max(self.generation, update)
+
+    def table(self) -> str:
+        """By part, and which cards it fits."""
+        rows = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        rows.append(("peak (estimate)", self.peak))
+        lines = [f"{name.replace('_', ' '):22}{size / GIB:8.2f} GiB" for name, size in rows]
+        need = self.peak / GIB + CARD_RESERVE
+        fits = [f"{size} GB" for size in CARD_SIZES if size >= need]
+        lines.append(f"fits cards of: {', '.join(fits) or 'none of ' + str(CARD_SIZES)}")
+        return "\n".join(lines)
+
+
+def estimate_memory(
+    model_config: PreTrainedConfig,
+    args: SPOConfig,
+    *,
+    prompt_length: int,
+    peft_config: LoraConfig | None = None,
+    bits: int | None = None,
+    nested: bool = False,
+    weight_dtype: torch.dtype | None = None,
+    has_critic: bool | None = None,
+) -> MemoryEstimate:
+    """Predict the peak of one process.
+
+    Args:
+        model_config: of the policy; its weights are never read.
+        prompt_length: tokens of the longest prompt; completions are taken at full length.
+        peft_config: the LoRA settings, None for full fine-tuning.
+        bits: 4 or 8 for a quantised base; `nested`: 4-bit with double quantisation.
+        weight_dtype: of a base that is not quantised; None: as SPOTrainer chooses.
+        has_critic: None: as `args` says.
+    """
+    has_critic = args.wants_critic if has_critic is None else has_critic
+    half = args.mixed_precision != "no"
+    frozen = peft_config is not None
+    compute = 2 if half else 4
+    weight_dtype = weight_dtype or (torch.bfloat16 if half and frozen else torch.float32)
+    model = meta_model(model_config, torch.bfloat16 if half else torch.float32)
+    base_weights = _weight_bytes(model, bits, nested, weight_dtype.itemsize)
+    if frozen:
+        model = get_peft_model(model, copy.deepcopy(peft_config))
+    trained = sum(p.numel() for p in trainable_parameters(model))
+    networks = 2 if has_critic else 1
+
+    extra = 0.0
+    if not frozen:  # a reference and a critic of their own
+        extra = base_weights * ((args.beta > 0) + has_critic)
+        if half:  # autocast keeps a 16-bit copy of one network's weights during its pass
+            extra += trained * 2
+    length = prompt_length + args.max_completion_length
+    return MemoryEstimate(
+        weights=base_weights,
+        reference_and_critic=extra,
+        adapters=4.0 * trained * networks if frozen else 0.0,
+        gradients=4.0 * trained * networks,
+        optimizer=OPTIMIZER_BYTES[args.optim] * trained * networks,
+        generation=_generation_bytes(model_config, args, length, compute),
+        activations=_activation_bytes(model, args, length, bits),
+        logits=_logits_bytes(model_config, args, compute),
+    )
+
+
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+    """The architecture on the meta device, with an attention that saves what a fused one does."""
+    ALL_ATTENTION_FUNCTIONS["spo_fused_meta"] = _fused_attention
+    config = copy.deepcopy(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.set_attn_implementation("spo_fused_meta")
+    return model
+
+
+class _SaveLikeFlash(torch.autograd.Function):
+    """Output of the right shape; saves queries, keys, values, output and log-sum-exps."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1]))
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        _, key, value, *_ = ctx.saved_tensors
+        return grad, torch.empty_like(key), torch.empty_like(value)
+
+
+def _fused_attention(module, query, key, value, attention_mask, **kwargs):
+    return _SaveLikeFlash.apply(query, key, value).transpose(1, 2), None
+
+
+def _weight_bytes(model: nn.Module, bits: int | None, nested: bool, itemsize: int) -> float:
+    """Quantised linear layers of the decoder, everything else at its own size."""
+    total = float(sum(p.numel() for p in model.parameters()) * itemsize)
+    if bits is None:
+        return total
+    per_weight = {8: 1.0, 4: 0.5 + (1 + 4 / 256 if nested else 4) / BLOCK}[bits]
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            total -= module.weight.numel() * (itemsize - per_weight)
+    return total
+
+
+def _generation_bytes(config: PreTrainedConfig, args: SPOConfig, length: int, itemsize: int):
+    """Key-value cache of the rows in flight, and their logits with what sampling makes of them."""
+    config = config.get_text_config()
+    rows = args.per_device_generation_batch_size or args.rollout_batch_size()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * head_dim * itemsize
+    one_layer = per_token / config.num_hidden_layers  # growing a layer's cache copies it
+    return rows * length * (per_token + one_layer) + rows * config.vocab_size * (itemsize + 5 * 4)
+
+
+def _micro_batch_rows(args: SPOConfig, length: int) -> int:
+    if args.max_tokens_per_micro_batch is None:
+        return args.per_device_train_batch_size
+    return max(1, args.max_tokens_per_micro_batch // length)
+
+
+def _activation_bytes(model: nn.Module, args: SPOConfig, length: int, bits: int | None) -> float:
+    """What one micro-batch's forward pass saves, and the working set of its backward pass."""
+    rows = _micro_batch_rows(args, length)
+    inner = transformer(model)
+    model.train()
+    if args.gradient_checkpointing:
+        enable_gradient_checkpointing(inner)
+    saved: dict[int, int] = {}
+    held = []  # keeps the storages alive, so that no two of them share an address
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            saved[storage._cdata] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        inner.base_model(input_ids=ids, use_cache=False)
+    return sum(saved.values()) + _layer_working_set(inner, args, rows * length, bits)
+
+
+def _layer_working_set(model, args: SPOConfig, tokens: int, bits: int | None) -> float:
+    """The backward pass of one layer: gradients of its widest activations, dequantised weights.
+
+    With gradient checkpointing the layer's own activations come on top, recomputed.
+    """
+    config = model.config.get_text_config()
+    itemsize = 2 if args.mixed_precision != "no" else 4
+    wide = tokens * (3 * config.intermediate_size + 4 * config.hidden_size) * itemsize
+    if args.gradient_checkpointing:
+        wide += tokens * (6 * config.intermediate_size + 14 * config.hidden_size) * itemsize
+    dequantised = config.intermediate_size * config.hidden_size * itemsize if bits else 0
+    return wide + dequantised
+
+
+def _logits_bytes(config: PreTrainedConfig, args: SPOConfig, itemsize: int) -> float:
+    """The logits of one chunk of tokens: 16 bits, float32, scaled, and their softmax."""
+    vocab_size = config.get_text_config().vocab_size
+    return args.logits_chunk_size * vocab_size * (2 * itemsize + 2 * 4)
