@@ -78,6 +78,10 @@ class ScriptArguments:
     dataset_kwargs: dict[str, Any] = option(
         {}, "Options of the reasoning_gym task (size, seed, ...) or of load_dataset.", DATA
     )
+    prompt_column: str = option("prompt", "Column that holds the prompts.", DATA)
+    system_prompt: str | None = option(
+        None, "System message put before every prompt; text prompts become the user's.", DATA
+    )
     eval_size: int = option(200, "Held-out problems of a reasoning_gym task; 0: none.", DATA)
     reward_funcs: list[str] | None = option(
         None,
@@ -116,7 +120,9 @@ def _check_required(model_args: ModelArguments, script_args: ScriptArguments) ->
 
 def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args: SPOConfig):
     """Load the data the flags name, and give everything to SPOTrainer."""
-    train_dataset, eval_dataset = load_data(script_args)
+    train_dataset, eval_dataset = (
+        split and as_prompts(split, script_args) for split in load_data(script_args)
+    )
 
     from spo import SPOTrainer
     from spo.loading import lora_config, quantization_config
@@ -167,6 +173,15 @@ def load_data(script_args: ScriptArguments):
     if script_args.dataset_test_split is None:
         return train, None
     return train, load_dataset_by_name(name, split=script_args.dataset_test_split, **load)
+
+
+def as_prompts(dataset, script_args: ScriptArguments):
+    """The prompts in column "prompt", as chat messages if there is a system prompt."""
+    from spo.data import as_chat
+
+    if script_args.prompt_column != "prompt":
+        dataset = dataset.rename_column(script_args.prompt_column, "prompt")
+    return as_chat(dataset, script_args.system_prompt) if script_args.system_prompt else dataset
 
 
 def report(trainer) -> None:

@@ -199,6 +199,22 @@ def _untag(mapping: dict) -> Any:
 # --- dataset → prompts ----------------------------------------------------------------------------
 
 
+def as_chat(dataset: "Dataset", system_prompt: str) -> "Dataset":
+    """Column "prompt" as chat messages: `system_prompt`, then the text as the user's message.
+
+    Prompts that are messages already get it in front, unless they begin with a system message.
+    """
+    _require_column(dataset, "prompt")
+    chats = []
+    for prompt in dataset["prompt"]:
+        turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        if not (turns and isinstance(turns[0], dict) and turns[0].get("role") == "system"):
+            turns = [{"role": "system", "content": system_prompt}, *turns]
+        chats.append(turns)
+    with_chats = dataset.add_column("_chat", chats).remove_columns("prompt")
+    return with_chats.rename_column("_chat", "prompt")
+
+
 @dataclass(frozen=True)
 class PreparedPrompts:
     """Rows ready for generation.
@@ -276,11 +292,16 @@ def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_
         raise ValueError(f"overlong_prompts: {overlong_prompts!r} is not drop or truncate_left.")
     if max_prompt_length is not None and max_prompt_length < 1:
         raise ValueError(f"max_prompt_length must be at least 1, not {max_prompt_length}.")
-    if prompt_column not in columns:
-        hint = nearest_hint(prompt_column, columns)
-        raise ValueError(f"The dataset has no column {prompt_column!r}{hint}; it has {columns}.")
+    _require_column(dataset, prompt_column)
     for taken in {"prompt_text", "prompt_ids"} & set(columns):
         raise ValueError(f"The dataset has a column {taken!r}, which is added here: rename it.")
+
+
+def _require_column(dataset: "Dataset", column: str) -> None:
+    columns = dataset.column_names
+    if column not in columns:
+        hint = nearest_hint(column, columns)
+        raise ValueError(f"The dataset has no column {column!r}{hint}; it has {columns}.")
 
 
 def _tokenize_batch(batch, indices, *, column, tokenizer, is_chat, max_length, code_version):

@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from spo.data import (
     HELD_OUT_SEED_OFFSET,
     PromptBatches,
+    as_chat,
     create_reasoning_gym_task,
     decode_entry,
     encode_entry,
@@ -190,6 +191,29 @@ def test_keys_that_only_other_messages_have_do_not_reach_the_template():
     prepared = prepare_prompts(Dataset.from_list(rows), tokenizer)
     assert "name" in prepared.dataset[0]["prompt_text"]
     assert "name" not in prepared.dataset[1]["prompt_text"]
+
+
+def test_a_system_prompt_makes_text_a_chat_and_stands_before_messages():
+    system, own = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": "Rhyme."},
+    )
+    texts = as_chat(Dataset.from_list(ROWS), "Be brief.")
+    assert texts["prompt"][:] == [
+        [system, {"role": "user", "content": row["prompt"]}] for row in ROWS
+    ]
+    assert texts["answer"][:] == ["4", "8"]
+    chats = as_chat(Dataset.from_list([{"prompt": CHAT}, {"prompt": [own, *CHAT]}]), "Be brief.")
+    assert chats["prompt"][:] == [[system, *CHAT], [own, *CHAT]]
+    prepared = prepare_prompts(texts, tiny.byte_tokenizer(chat_template=True))
+    assert prepared.dataset[0]["prompt_text"] == (
+        "<bos><system>Be brief.<eos><user>2+2=<eos><assistant>"
+    )
+
+
+def test_a_system_prompt_needs_the_prompt_column():
+    with pytest.raises(ValueError, match="no column 'prompt'; did you mean 'promt'"):
+        as_chat(Dataset.from_list([{"promt": "2+2="}]), "Be brief.")
 
 
 def test_over_long_prompts_are_dropped_and_counted():
