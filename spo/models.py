@@ -108,10 +108,32 @@ def build_networks(
     critic = build_critic(value_model, policy, args, processing_class)
     if critic is not None:
         equal_on_all_processes(critic)
-    if args.gradient_checkpointing:
-        for network in filter(None, (policy, critic)):
+    for network in filter(None, (policy, critic)):
+        prepare_layers(network.model, autocast=args.mixed_precision != "no")
+        if args.gradient_checkpointing:
             enable_gradient_checkpointing(transformer(network.model))
     return policy, reference, critic
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """By the name newer Transformers give it, or the one before."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def prepare_layers(model: nn.Module, autocast: bool) -> None:
+    """Two settings that LoRA and 4-bit layers need for training.
+
+    Under autocast PEFT need not cast its inputs to the adapter's float32: the products run in
+    16 bits anyway, and the copies would stay alive until the backward pass. And bitsandbytes
+    0.50 repacks 4-bit weights at the first forward pass in eval mode, on CPUs with AVX512-BF16,
+    into a layout whose product has no gradient; training would go wrong without a word.
+    """
+    for module in model.modules():
+        if autocast and hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 # --- building the three networks -------------------------------------------------------------
