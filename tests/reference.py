@@ -299,6 +299,9 @@ def rollouts(
     def normal():
         return floats(random.normal(size=(num_rows, width)))
 
+    def logprobs():
+        return floats(-random.exponential(1.0, (num_rows, width)))
+
     rewards = random.normal(size=num_rows).astype(np.float32)
     by_function = np.stack([rewards, np.zeros_like(rewards)], 1)
     token_rewards = floats(np.zeros((num_rows, width)))
@@ -319,8 +322,8 @@ def rollouts(
         completion_mask=mask,
         token_ends=np.where(mask, np.arange(1, mask.shape[1] + 1), -1),
         token_entropies=floats(random.exponential(1.0, (num_rows, width))),
-        token_logprobs_old=-abs(normal()),
-        token_logprobs_ref=-abs(normal()) if reference else None,
+        token_logprobs_old=logprobs(),
+        token_logprobs_ref=logprobs() if reference else None,
         token_values=normal() if critic else None,
         token_rewards=token_rewards,
         completion_rewards=rewards,
