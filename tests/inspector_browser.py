@@ -106,7 +106,7 @@ class Visit:
             self.problems.append(message.text)
 
     def __enter__(self):
-        self.page.wait_for_selector(".card, .note", state="attached")
+        self.page.wait_for_selector(".card, .note, svg", state="attached")
         return self
 
     def __exit__(self, *_):

@@ -6,7 +6,9 @@ that were listed, never joined to a path, and links that lead outside the folder
 
 import json
 import math
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,27 +58,32 @@ class Folder:
         }
 
     def steps(self, run: str) -> Steps:
-        """The readable step files of a run.
-
-        A file without Parquet's closing mark is still being written, or was cut short.
-        """
+        """The readable step files of a run, and the others with the reason."""
         paths, skipped = {}, {}
-        for path in step_files(self._run(run)):
-            if not self._inside(path):
+        for step, path, inside in self._files(run):
+            if not inside:
                 skipped[path.name] = "leads outside the folder"
             elif not closes_as_parquet(path):
                 skipped[path.name] = "half-written or damaged"
             else:
-                number = step_number(path, default=len(paths))
-                paths.setdefault(number, path)
+                paths.setdefault(step, path)
         return Steps(dict(sorted(paths.items())), skipped)
 
     def step_path(self, run: str, step: int) -> Path:
-        """The file of one step."""
-        paths = self.steps(run).paths
-        if step not in paths:
-            raise ValueError(f"Run {run} has no readable step {step}.")
-        return paths[step]
+        """The file of one step; only this one is opened."""
+        for number, path, inside in self._files(run):
+            if number == step and inside and closes_as_parquet(path):
+                return path
+        raise ValueError(f"Run {run} has no readable step {step}.")
+
+    def _files(self, run: str) -> Iterator[tuple[int, Path, bool]]:
+        """(step, path, whether it stays in the folder once links are followed) of each file."""
+        files = step_files(self._run(run))
+        home = files[0].parent.resolve()
+        for position, path in enumerate(files):
+            target = path.resolve() if path.is_symlink() else home / path.name
+            inside = target.is_relative_to(self.boundary)
+            yield step_number(path, default=position), path, inside
 
     def curves(self, run: str) -> dict[str, list[list[float]]]:
         """Every numeric key of metrics.jsonl -> [[step, value], …], at most MAX_CURVE_POINTS."""
@@ -107,9 +114,10 @@ def step_files(run: Path) -> list[Path]:
     if run.is_file():
         return [run]
     for folder in (run, *(run / name for name in STEP_FOLDERS)):
-        files = sorted(path for path in folder.glob("*.parquet") if path.name[0] != ".")
+        names = os.listdir(folder) if folder.is_dir() else []
+        files = sorted(name for name in names if name.endswith(".parquet") and name[0] != ".")
         if files:
-            return files
+            return [folder / name for name in files]
     return []
 
 
@@ -124,7 +132,7 @@ def step_number(path: Path, default: int) -> int:
 
 
 def closes_as_parquet(path: Path) -> bool:
-    """Whether a file ends as Parquet does, which only whole files do."""
+    """Whether a file ends as Parquet does: one being written, or cut short, does not."""
     with path.open("rb") as file:
         if file.seek(0, 2) < 12:
             return False

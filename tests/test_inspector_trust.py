@@ -1,0 +1,197 @@
+"""Rollouts are data from strangers: whatever they hold stays text, and the server stays shut."""
+
+import dataclasses
+import json
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from inspector_browser import Visit, browser_context, serve
+from inspector_fixtures import from_pieces
+
+from spo.config import SPOConfig
+from spo.rollouts import save_rollouts
+
+PAYLOADS = [
+    "<script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    "<svg onload=window.pwned=1>",
+    "\"><iframe srcdoc='<script>parent.pwned=1</script>'>",
+    "</script><script>window.pwned=1</script>",
+    "<!--<script>",
+    "${window.pwned=1}",
+    "`${window.pwned=1}`",
+    "{{#each this}}{{constructor}}{{/each}}",
+    "{{{value}}} @children",
+    "javascript:window.pwned=1",
+    "' onmouseover='window.pwned=1",
+    "</style><style>*{display:none}</style>",
+    "\\frac{a}{b} \\u003cb\\u003e &lt;b&gt; &amp;",
+    "a\x01\x1b[31m\x7f\u200b\ufeffb",
+    "\u202eevil\u202c \u2066x\u2069",
+    "\r\n\t \u2028\u2029\n",
+    "👩‍👩‍👧 é e\u0301 日本語 العربية",
+    "__proto__",
+    "x" * 500,
+]
+MARKUP_NAME = "<img src=x onerror=window.pwned=1>${pwned=1}"
+ADDRESS = "window.pwned"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    browser_context()
+    root = tmp_path_factory.mktemp("payloads")
+    run = root / MARKUP_NAME
+    rng = np.random.default_rng(0)
+    rollouts = from_pieces(rng, 1, [PAYLOADS, PAYLOADS[::-1]], 2, prompts=["".join(PAYLOADS)] * 2)
+    rollouts = dataclasses.replace(rollouts, reward_names=[MARKUP_NAME, "__proto__"])
+    for step in (1, 2):
+        path = run / "rollouts" / f"step-{step}.parquet"
+        config = SPOConfig(num_generations=2)
+        save_rollouts(rollouts, path, config=config, run_id=PAYLOADS[0])
+    (path.parent / f"{MARKUP_NAME}.parquet").write_text("broken")
+    metrics = [{"step": step, MARKUP_NAME: step, "__proto__": 1} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)))
+    return serve(root)
+
+
+def calm(page) -> bool:
+    """Nothing was executed, and nothing but our own elements exists."""
+    return page.evaluate(
+        f"{ADDRESS} === undefined && !document.querySelector("
+        "'.app :is(script, iframe, img, style), .tooltip :is(img, script)')"
+    )
+
+
+def test_payloads_stay_text_in_every_view(server):
+    dialogs = []
+    with Visit(server.address, "step=1&token=0&p=0.4") as visit:
+        page = visit.page
+        page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        page.wait_for_selector(".card .t", state="attached")
+        texts = page.evaluate("[...document.querySelectorAll('.text')].map((t) => t.textContent)")
+        assert texts == ["".join(PAYLOADS), "".join(PAYLOADS[::-1])]
+        assert page.text_content(".prompt pre") == "".join(PAYLOADS)
+        tokens = page.evaluate(
+            "[...document.querySelectorAll('.card .t')].map((t) => t.textContent)"
+        )
+        assert tokens[: len(PAYLOADS)] == PAYLOADS
+        for at in range(len(PAYLOADS)):
+            page.evaluate(
+                "(at) => { const token = document.querySelectorAll('.card .t')[at];"
+                "token.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}));"
+                "token.click(); }",
+                at,
+            )
+            assert calm(page)
+        for tab in ("modes", "step", "training", "search"):
+            page.click(f"[aria-controls=spo-panel-{tab}]")
+            page.wait_for_timeout(150)
+            assert calm(page)
+        page.click("text=Find segments")
+        page.wait_for_selector(".matches li")
+        assert "onerror" in page.text_content(".note")  # the damaged file's name
+        assert calm(page)
+        assert dialogs == []
+        assert visit.problems == []
+        assert all(url.startswith((server.address, "data:", "blob:")) for url in visit.requests)
+
+
+def test_payloads_stay_text_in_exports(server, tmp_path):
+    with Visit(server.address, "step=1") as visit:
+        page = visit.page
+        page.wait_for_selector(".card .t")
+        for item, name in (
+            ("Prompt group as HTML", "group.html"),
+            ("Completion as SVG", "one.svg"),
+        ):
+            page.click(".menu summary")
+            with page.expect_download() as download:
+                page.click(f"text={item}")
+            download.value.save_as(tmp_path / name)
+    for name in ("group.html", "one.svg"):
+        with Visit((tmp_path / name).as_uri()) as visit:
+            visit.page.wait_for_selector(".card .t, svg text", state="attached")
+            assert visit.page.evaluate(f"{ADDRESS} === undefined")
+            assert visit.problems == []
+            if name == "group.html":
+                assert visit.text(".text") == "".join(PAYLOADS)
+                assert calm(visit.page)
+
+
+def fetch(address, path="", **headers):
+    request = urllib.request.Request(address + path, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+
+
+def test_the_policy_allows_no_connection_elsewhere(server):
+    status, headers, _ = fetch(server.address)
+    assert status == 200
+    policy = headers["content-security-policy"]
+    assert "connect-src 'self'" in policy
+    assert "object-src 'none'" in policy
+    with Visit(server.address) as visit:
+        blocked = visit.ask(
+            "fetch('http://127.0.0.2:9/').then(() => 'sent', (error) => String(error))"
+        )
+        assert blocked != "sent"
+        assert any("Content Security Policy" in problem for problem in visit.problems)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example"])
+def test_other_host_names_are_refused(server, host):
+    assert fetch(server.address, Host=host)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/file=/etc/passwd",
+        "gradio_api/file=pyproject.toml",
+        "inspector-static/../server.py",
+        "inspector-static/%2e%2e/server.py",
+        "inspector-static/..%2f..%2fapp.py",
+        "monitoring",
+        "docs",
+        "openapi.json",
+    ],
+)
+def test_nothing_else_is_served(server, path):
+    status, _, body = fetch(server.address, path)
+    assert status >= 400 or b"<gradio-app" in body
+    assert b"import " not in body[:2000]
+    assert b"root:" not in body
+
+
+def test_no_function_is_public_without_mcp(server):
+    _, _, body = fetch(server.address, "gradio_api/info")
+    described = json.loads(body)
+    assert described["named_endpoints"] == {}
+
+
+def test_server_functions_read_only_listed_runs(server):
+    """Called as the page calls them, with the names an attacker would try."""
+    _, _, body = fetch(server.address, "config")
+    component = next(c["id"] for c in json.loads(body)["components"] if c["type"] == "html")
+    for run in ("../..", "/etc", "..", "\x00"):
+        message = {
+            "session_hash": "x",
+            "component_id": component,
+            "fn_name": "list_steps",
+            "data": {"run": run},
+        }
+        request = urllib.request.Request(
+            server.address + "gradio_api/component_server",
+            json.dumps(message).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            result = json.loads(json.loads(answer.read()))
+        assert result["ok"] is False
+        assert "no run" in result["error"]
