@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +44,13 @@ AT_LEAST_ONE = (
     "logits_chunk_size",
     "logging_steps",
     "log_completions_steps",
+    "value_lora_r",
+    "max_prompt_length",
+    "per_device_generation_batch_size",
+    "steps_per_generation",
+    "generation_batch_size",
+    "max_tokens_per_micro_batch",
+    "save_total_limit",
 )
 NOT_NEGATIVE = (
     "beta",
@@ -58,7 +67,18 @@ NOT_NEGATIVE = (
     "save_rollouts_steps",
     "eval_steps",
     "eval_temperature",
+    "value_learning_rate",
+    "cliprange_value",
+    "epsilon_high",
 )
+TYPES = {
+    "bool": bool,
+    "int": numbers.Integral,
+    "float": numbers.Real,
+    "list": list,
+    "dict": dict,
+}
+"""What a field may hold, by how its annotation begins."""
 
 
 @dataclass
@@ -354,29 +374,32 @@ class SPOConfig:
         self._check_combinations()
 
     def _check_types(self):
-        """Literal fields hold one of their values; numbers given as text are a common YAML slip."""
+        """Literal fields hold one of their values; other slips are mostly YAML's."""
         for name, choices in literal_choices(type(self)).items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}."
                 )
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, str) and not ("str" in field.type or "Literal" in field.type):
+            value, kind = getattr(self, field.name), TYPES.get(re.match("[a-z]*", field.type)[0])
+            if kind is None or isinstance(value, kind) or (value is None and "None" in field.type):
+                continue
+            if isinstance(value, str):
                 raise ValueError(
                     f"{field.name}={value!r} is text, not {field.type} (in YAML write 1.0e-5, not "
                     "1e-5)."
                 )
+            raise ValueError(f"{field.name}={value!r} is not {field.type}.")
 
     def _check_ranges(self):
         for name in FRACTIONS:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
         for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0.")
@@ -390,10 +413,11 @@ class SPOConfig:
             raise ValueError(
                 "generation_batch_size and steps_per_generation say the same thing; set one."
             )
-        if self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
+        upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
+        if self.delta is not None and self.delta <= upper:
             raise ValueError(
-                f"delta={self.delta} must exceed 1 + epsilon_high = "
-                f"{1 + (self.epsilon_high or self.epsilon)}, or it clips before the ratio does."
+                f"delta={self.delta} must exceed 1 + epsilon_high = {upper}, or it clips before "
+                "the ratio does."
             )
         if self.segment_value != "start" and self.advantage_level == "token":
             raise ValueError(
@@ -406,8 +430,8 @@ class SPOConfig:
             raise ValueError("Quantised critic weights cannot be trained; add value_use_peft.")
         if self.value_use_peft and self.value_model_path in (None, "policy"):
             raise ValueError(
-                "value_use_peft is for a critic named by path or id; value_model_path='policy' takes "
-                "the policy's LoRA settings."
+                "value_use_peft is for a critic named by path or id; value_model_path='policy' "
+                "takes the policy's LoRA settings."
             )
         if self.kl_in_reward and self.beta == 0:
             raise ValueError("kl_in_reward needs beta > 0; with beta=0 there is no KL to subtract.")
