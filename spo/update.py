@@ -71,6 +71,7 @@ class Updater:
         """One step of the optimizer on the given rows (U of them, over all processes)."""
         trainer = self.trainer
         active = rows[self.mask[rows].any(1)]
+        self.num_rows = len(active)
         longest_first = active[np.argsort(-self.total_lengths[active], kind="stable")]
         mine = longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
         self.weights = np.zeros(self.mask.shape, np.float32)
@@ -228,7 +229,7 @@ class Updater:
         self.num_updates += 1
 
     def _sum_over_processes(self, network: Network) -> None:
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or self.num_rows == 0:
             return
         for parameter in network.parameters:
             if parameter.grad is None:  # this process had no rows
