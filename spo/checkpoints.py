@@ -42,19 +42,25 @@ def prepare_output_dir(args: SPOConfig, accelerator: Accelerator) -> Path:
     output_dir = Path(broadcast_object_list([args.output_dir or default])[0])
     if output_dir.is_file():
         raise ValueError(f"output_dir {output_dir} is a file; name a folder.")
-    used = [name for name in RUN_FILES if (output_dir / name).exists()]
-    if used and not args.resume_from_checkpoint and not args.overwrite_output_dir:
-        raise ValueError(
-            f"output_dir {output_dir} holds another run ({', '.join(used)}); choose another "
-            "folder, --resume_from_checkpoint latest, or --overwrite_output_dir."
-        )
+    overwrite = args.overwrite_output_dir and not args.resume_from_checkpoint
+    if not overwrite and not args.resume_from_checkpoint and not checkpoints_in(output_dir):
+        refuse_another_run(output_dir)  # with a checkpoint, train() may yet be told to resume
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if args.overwrite_output_dir and not args.resume_from_checkpoint:
+        if overwrite:
             _remove_run(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return output_dir
+
+
+def refuse_another_run(output_dir: Path) -> None:
+    used = [name for name in RUN_FILES if (output_dir / name).exists()]
+    if used:
+        raise ValueError(
+            f"output_dir {output_dir} holds another run ({', '.join(used)}); choose another "
+            "folder, --resume_from_checkpoint latest, or --overwrite_output_dir."
+        )
 
 
 def _remove_run(output_dir: Path) -> None:

@@ -38,9 +38,10 @@ class Reporter:
     def begin(self, step: int, resumed: bool) -> None:
         """Open the bar and the trackers; on resuming, forget metrics after the checkpoint."""
         if self.is_main and resumed and self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line]
+            lines = self.path.read_text().splitlines(keepends=True)
+            lines = [line for line in lines if line.endswith("\n")]  # not one cut off by a kill
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            self.path.write_text("".join(kept))
         if self.tracking:
             flat = {
                 k: v for k, v in self.args.to_dict().items() if isinstance(v, int | float | str)

@@ -331,6 +331,8 @@ class SPOTrainer:
     def _begin(self, resume_from_checkpoint: str | bool | None) -> int:
         """Evaluate, or restore a checkpoint; returns the steps already done."""
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
+        if not (resume or self.state.global_step) and checkpoints.checkpoints_in(self.output_dir):
+            checkpoints.refuse_another_run(self.output_dir)
         start = checkpoints.resume(self, resume) if resume else 0
         self.state.global_step = start
         self.reporter.begin(start, resumed=bool(resume))
