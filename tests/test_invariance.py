@@ -1,0 +1,221 @@
+"""One training, however it is cut: into micro-batches, over processes, or into two runs."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import run_elsewhere
+import runs
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+
+# --- micro-batches ---------------------------------------------------------------------------
+def train_split(output_dir, **split):
+    """Two steps of two updates, twice each, of 8 completions.
+
+    adam_epsilon: Adam divides by the gradient's size, which would blow up the rounding error of
+    gradients that are all but zero.
+    """
+    trainer = runs.make_trainer(
+        output_dir,
+        value_model=runs.critic(),
+        generation_batch_size=16,
+        num_iterations=2,
+        adam_epsilon=1e-3,
+        beta=0.1,
+        **split,
+    )
+    trainer.train()
+    return runs.weights_of(trainer), runs.metrics_of(output_dir)
+
+
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory):
+    return train_split(tmp_path_factory.mktemp("undivided") / "run")
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+        {"max_tokens_per_micro_batch": 40},
+        {"max_tokens_per_micro_batch": 1},
+        {"logits_chunk_size": 3},
+        {"per_device_generation_batch_size": 3},
+        {"gradient_checkpointing": True},
+    ],
+    ids=lambda split: "-".join(f"{name}={value}" for name, value in split.items()),
+)
+def test_micro_batches_change_neither_losses_nor_weights(split, undivided, tmp_path):
+    weights, metrics = train_split(tmp_path / "run", **split)
+    assert runs.largest_difference(undivided[0], weights) < 1e-6
+    for line, expected in zip(metrics, undivided[1], strict=True):
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    start = runs.weights_of(runs.make_trainer(tmp_path / "other", value_model=runs.critic()))
+    assert runs.largest_difference(start, weights) > 1e-3, "nothing was learned"
+
+
+# --- processes -------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    """Folders of the same cases, run by this process and by two others."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    runs.script_inputs(one)
+    runs.script_inputs(two)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        start("cases", two, two / f"log-{r}", common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"
+    ]
+    run_elsewhere.run_cases(one, 0, 1)
+    for r, process in zip("01", processes, strict=True):
+        assert process.wait(timeout=200) == 0, (two / f"log-{r}").read_text()[-3000:]
+    return one, two
+
+
+def start(command: str, folder: Path, log: Path, variables: dict[str, str]) -> subprocess.Popen:
+    """run_elsewhere.py in a process of its own; a file, as a full pipe would stop it."""
+    return subprocess.Popen(
+        [sys.executable, run_elsewhere.__file__, command, str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.REPO)} | variables,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.parametrize("case", ["full", "shared_critic", "nothing_to_learn_from"])
+def test_two_processes_end_with_the_weights_of_one(case, one_and_two):
+    """Relative to each tensor's largest weight, after 2 or 3 steps in float32: 1e-5."""
+    one, two = one_and_two
+    expected = dict(np.load(one / f"{case}-0.npz"))
+    first, second = (dict(np.load(two / f"{case}-{rank}.npz")) for rank in (0, 1))
+    assert runs.same_bits(first, second)
+    assert runs.largest_difference(expected, first) < 1e-5
+
+
+@pytest.mark.parametrize("case", ["full", "shared_critic", "nothing_to_learn_from", "script"])
+def test_two_processes_sample_and_report_as_one(case, one_and_two):
+    one, two = (folder / case for folder in one_and_two)
+    saved = list(zip(runs.rollouts_of(one), runs.rollouts_of(two), strict=True))
+    assert saved
+    for a, b in saved:
+        assert a.rollouts.prompts == b.rollouts.prompts
+        np.testing.assert_array_equal(a.rollouts.token_ids, b.rollouts.token_ids)
+        np.testing.assert_array_equal(a.credit.segment_ids, b.credit.segment_ids)
+        for name in ("token_advantages", "token_returns"):
+            np.testing.assert_allclose(
+                getattr(a.credit, name), getattr(b.credit, name), rtol=1e-4, atol=1e-4
+            )
+    for line, expected in zip(runs.metrics_of(two), runs.metrics_of(one), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+# --- resuming --------------------------------------------------------------------------------
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def with_dropout(output_dir, **given):
+    """Everything a resumed run has to restore: dropout, schedule, moments, two adapters."""
+    return runs.make_trainer(
+        output_dir,
+        peft_config=LoraConfig(lora_dropout=0.1, **runs.LORA),
+        value_model="policy",
+        value_learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        eval_dataset=runs.prompts(3),
+        eval_steps=1,
+        generation_batch_size=16,
+        max_steps=4,
+        save_steps=2,
+        beta=0.1,
+        **given,
+    )
+
+
+def assert_same_run(a, b):
+    """Bit for bit, times excepted."""
+    assert runs.metrics_of(a) == runs.metrics_of(b)
+    paths = sorted(path.name for path in (a / "rollouts").iterdir())
+    assert paths == sorted(path.name for path in (b / "rollouts").iterdir())
+    for name in paths:
+        assert pq.read_table(a / "rollouts" / name).equals(pq.read_table(b / "rollouts" / name))
+
+
+def test_a_stopped_run_continues_exactly(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    trainer = with_dropout(whole)
+    trainer.train()
+
+    with_dropout(stopped, callbacks=[StopAfter(3)]).train()
+    # a step after the checkpoint, and a checkpoint that was never finished
+    assert (stopped / "rollouts" / "step-000003.parquet").exists()
+    shutil.copytree(stopped / "checkpoint-000002", stopped / "checkpoint-000003")
+    (stopped / "checkpoint-000003" / "trainer_state.json").unlink()
+
+    resumed = with_dropout(stopped, resume_from_checkpoint="latest")
+    resumed.train()
+    assert runs.same_bits(runs.weights_of(trainer), runs.weights_of(resumed))
+    assert_same_run(whole, stopped)
+
+
+def test_train_resumes_where_the_constructor_was_not_told(tmp_path):
+    """`trainer.train(resume_from_checkpoint=True)`, as Transformers' Trainer has it."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    runs.make_trainer(whole, save_steps=1).train()
+    runs.make_trainer(stopped, save_steps=1, callbacks=[StopAfter(1)]).train()
+    runs.make_trainer(stopped, save_steps=1).train(resume_from_checkpoint=True)
+    assert_same_run(whole, stopped)
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_continues_exactly(tmp_path):
+    whole, dead = tmp_path / "whole", tmp_path / "dead"
+    log = tmp_path / "log"
+    process = start("killed", dead, log, {})
+    trainer = run_elsewhere.killable_trainer(whole)
+    trainer.train()
+    assert process.wait(timeout=200) == -signal.SIGKILL, log.read_text()[-3000:]
+    complete = ["checkpoint-000001", "checkpoint-000002"]
+    assert sorted(path.name for path in dead.glob("checkpoint-*")) == complete
+
+    with (dead / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "rew')  # a line that was being written
+    resumed = run_elsewhere.killable_trainer(dead, resume_from_checkpoint="latest")
+    resumed.train()
+    assert runs.same_bits(runs.weights_of(trainer), runs.weights_of(resumed))
+    assert_same_run(whole, dead)
+    assert not list(dead.glob(".checkpoint-*"))
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    runs.make_trainer(tmp_path / "run", max_steps=4, save_steps=1, save_total_limit=2).train()
+    kept = sorted(path.name for path in (tmp_path / "run").glob("*checkpoint*"))
+    assert kept == ["checkpoint-000003", "checkpoint-000004"]
+
+
+def test_a_checkpoint_of_other_models_is_refused(tmp_path):
+    runs.make_trainer(tmp_path / "run", max_steps=1, save_steps=1).train()
+    checkpoint = tmp_path / "run" / "checkpoint-000001"
+    other = runs.make_trainer(tmp_path / "other", value_model=runs.critic())
+    with pytest.raises(ValueError, match="other models or adapters"):
+        other.train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        other.train(resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        other.train(resume_from_checkpoint=str(Path(tmp_path) / "nowhere"))
