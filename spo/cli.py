@@ -21,6 +21,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self.classes = classes
         self.fields = {f.name: f for cls in classes for f in dataclasses.fields(cls)}
+        self.lists: set[str] = set()
         general = self.add_argument_group("recipe")
         general.add_argument(
             "--config", metavar="FILE.yaml", help="Recipe that sets any flag below; flags win."
@@ -32,7 +33,9 @@ class Parser(argparse.ArgumentParser):
                 heading = field.metadata["group"]
                 if heading not in groups:
                     groups[heading] = self.add_argument_group(heading)
-                _add_flag(groups[heading], field, hints[field.name])
+                action = _add_flag(groups[heading], field, hints[field.name])
+                if action.nargs == "+":
+                    self.lists.add(field.name)
 
     def parse(self, argv: list[str], default_recipe: str | Path | None = None) -> tuple[Any, ...]:
         """One instance per dataclass.
@@ -54,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         return tuple(instances)
 
     def read_recipe(self, path: str | Path) -> dict[str, Any]:
-        """The settings of a YAML file, every key checked."""
+        """The settings of a YAML file, every key checked; one value makes a list of one."""
         if not Path(path).is_file():
             self.error(f"recipe {path} does not exist")
         try:
@@ -65,7 +68,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"recipe {path} must be a mapping of flags to values")
         for key in values:
             if key not in self.fields:
-                self.error(f"unknown key {key!r} in {path}{self._hint(key)}")
+                self.error(f"unknown key {key!r} in {path}{self._hint(str(key))}")
+            if key in self.lists and not isinstance(values[key], list | None):
+                values[key] = [values[key]]
         return values
 
     def _hint(self, name: str) -> str:
@@ -86,7 +91,7 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"usage: {self._prog} [--config FILE.yaml] [--flag value ...]\n\n"
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> None:
+def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> argparse.Action:
     """The flag of one field; a flag not given stays None, so that the recipe shows through."""
     kinds = (
         [kind for kind in get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
@@ -107,7 +112,7 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, hint: An
         options |= {"type": _mapping}
     else:
         options |= {"type": kind}
-    group.add_argument(f"--{field.name}", **options)
+    return group.add_argument(f"--{field.name}", **options)
 
 
 def _is_union(hint: Any) -> bool:
