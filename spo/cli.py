@@ -91,7 +91,9 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"usage: {self._prog} [--config FILE.yaml] [--flag value ...]\n\n"
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> argparse.Action:
+def _add_flag(
+    group: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any
+) -> argparse.Action:
     """The flag of one field; a flag not given stays None, so that the recipe shows through."""
     kinds = (
         [kind for kind in get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
