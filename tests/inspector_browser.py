@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import inspector_fixtures as fixtures
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
@@ -85,6 +86,20 @@ def serve(root: Path, *flags: str) -> Server:
         lines.append(process.stdout.readline())
         assert lines[-1], f"the app ended: {lines}"
     return Server(f"http://127.0.0.1:{port}/", lines[0], process)
+
+
+@functools.cache
+def shared_server() -> tuple[Path, Server]:
+    """The folder and the server of all browser tests: one start of Gradio for the whole suite."""
+    browser_context()  # skips before a server is started
+    root = Path(tempfile.mkdtemp(prefix="spo-inspector-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    fixtures.write_run(root / "alpha", steps=(1, 2, 3, 5))
+    fixtures.write_run(root / "nocritic", steps=(1,), critic=False)
+    fixtures.write_payloads(root)
+    fixtures.write_trl(root)
+    fixtures.write_odd(root)
+    return root, serve(root)
 
 
 class Visit:

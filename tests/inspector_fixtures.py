@@ -1,8 +1,11 @@
 """Runs for the inspector's tests and benchmark, written by the trainer's own writer."""
 
+import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from spo.config import SPOConfig
 from spo.rollouts import Rollouts, save_rollouts
@@ -85,3 +88,77 @@ def from_pieces(rng, step, pieces, generations, critic=True, prompts=None) -> Ro
         truncated=np.arange(rows) == 1,
         prompt_index=np.arange(rows) // generations,
     )
+
+
+PAYLOADS = [
+    "<script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    "<svg onload=window.pwned=1>",
+    "\"><iframe srcdoc='<script>parent.pwned=1</script>'>",
+    "</script><script>window.pwned=1</script>",
+    "<!--<script>",
+    "${window.pwned=1}",
+    "`${window.pwned=1}`",
+    "{{#each this}}{{constructor}}{{/each}}",
+    "{{{value}}} @children",
+    "javascript:window.pwned=1",
+    "' onmouseover='window.pwned=1",
+    "</style><style>*{display:none}</style>",
+    "\\frac{a}{b} \\u003cb\\u003e &lt;b&gt; &amp;",
+    "a\x01\x1b[31m\x7f\u200b\ufeffb",
+    "\u202eevil\u202c \u2066x\u2069",
+    "\r\n\t \u2028\u2029\n",
+    "👩‍👩‍👧 é e\u0301 日本語 العربية",
+    "__proto__",
+    "x" * 500,
+]
+MARKUP_NAME = "<img src=x onerror=window.pwned=1>${pwned=1}"
+
+
+def write_payloads(root):
+    """A run whose name, texts, reward functions, metrics and file names are all hostile."""
+    run = root / MARKUP_NAME
+    pieces = [PAYLOADS, PAYLOADS[::-1]]
+    prompts = ["".join(PAYLOADS)] * 2
+    rollouts = from_pieces(np.random.default_rng(0), 1, pieces, 2, prompts=prompts)
+    rollouts = dataclasses.replace(rollouts, reward_names=[MARKUP_NAME, "__proto__"])
+    for step in (1, 2):
+        path = run / "rollouts" / f"step-{step}.parquet"
+        save_rollouts(rollouts, path, config=SPOConfig(num_generations=2), run_id=PAYLOADS[0])
+    (path.parent / f"{MARKUP_NAME}.parquet").write_text("broken")
+    metrics = [{"step": step, MARKUP_NAME: step, "__proto__": 1} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)))
+
+
+def write_trl(root):
+    """What TRL's trainers save with log_completions: texts, rewards, advantages, no tokens."""
+    folder = root / "trl" / "completions"
+    folder.mkdir(parents=True)
+    table = pa.table(
+        {
+            "step": [5, 5, 5],
+            "prompt": ["a", "a", "b"],
+            "completion": ["é\n", "", "no"],
+            "accuracy_reward": [1.0, None, 0.0],
+            "advantage": [0.7, -0.7, 0.0],
+        }
+    )
+    pq.write_table(table, folder / "completions_00005.parquet")
+    return folder.parent
+
+
+def write_odd(root):
+    """Steps that cannot be shown as they are: empty, of another schema, damaged inside."""
+    folder = root / "odd" / "rollouts"
+    config = SPOConfig(num_generations=2)
+    rng = np.random.default_rng(0)
+    rollouts = from_pieces(rng, 1, [[], ["x", " y"]], 2, critic=False)
+    path = save_rollouts(rollouts, folder / "step-1.parquet", config=config)
+    table = pq.read_table(path)
+    details = json.loads(table.schema.metadata[b"spo"]) | {"schema_version": 99}
+    other = table.replace_schema_metadata({b"spo": json.dumps(details).encode()})
+    pq.write_table(other, folder / "step-2.parquet")
+    data = bytearray(path.read_bytes())
+    data[300:340] = b"\xff" * 40
+    (folder / "step-3.parquet").write_bytes(data)
+    pq.write_table(pa.table({"x": [1]}), folder / "step-4.parquet")

@@ -3,14 +3,12 @@
 One server and one Chromium for the file; each test opens a page of its own.
 """
 
-import functools
 import re
 import shutil
 
 import numpy as np
 import pytest
-from inspector_browser import Visit, browser_context, serve
-from inspector_fixtures import write_run
+from inspector_browser import Visit, shared_server
 
 from spo.inspector.reading import read_step
 from spo.inspector.whatif import what_if
@@ -18,23 +16,14 @@ from spo.inspector.whatif import what_if
 STEPS = (1, 2, 3, 5)
 
 
-@functools.cache
-def start(root):
-    return serve(root)
+@pytest.fixture(scope="module")
+def root():
+    return shared_server()[0]
 
 
-@pytest.fixture(scope="session")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inspector")
-    write_run(folder / "alpha", steps=STEPS)
-    write_run(folder / "nocritic", steps=(1,), critic=False)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def server(root):
-    browser_context()  # skips before a server is started
-    return start(root)
+@pytest.fixture(scope="module")
+def server():
+    return shared_server()[1]
 
 
 @pytest.fixture
@@ -346,8 +335,48 @@ def test_the_server_stays_light(server):
     assert server.heavy_modules == "heavy modules: set()\n"
 
 
-def test_answers_survive_gradio(visit):
-    """A refusal arrives as a sentence, not as `undefined`."""
+# --- bad input --------------------------------------------------------------------------------
+
+
+def test_trl_files_open_in_a_reduced_view(visit):
+    opened = visit("run=trl")
+    assert "this file lacks token ids and text offsets, entropies" in opened.text(".notes")
+    assert opened.ask("[...document.querySelectorAll('.text')].map((t) => t.textContent)") == [
+        "é\n",
+        "",
+    ]
+    assert "advantage +0.7" in opened.text(".card header")
+    assert "unscorable" in opened.text(".card >> nth=1")
+    assert not opened.page.is_visible(".controls")
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        (2, "step-2.parquet has schema version 99; this code reads version 1."),
+        (3, "step-3.parquet is damaged or no Parquet file"),
+        (4, "step-4.parquet holds no rollouts: it has no prompt and completion columns."),
+    ],
+)
+def test_a_step_that_cannot_be_shown_says_why(server, step, sentence):
+    with Visit(server.address, f"run=odd&step={step}") as opened:
+        opened.page.wait_for_selector(".note")
+        assert opened.text(".note").startswith(sentence)
+        opened.page.click('[aria-label="Previous step"]')
+        opened.page.wait_for_selector(".note, .card")
+        assert opened.problems == []
+
+
+def test_empty_completions_are_shown_as_such(visit):
+    opened = visit("run=odd&step=1")
+    assert "Empty completion." in opened.text(".card >> nth=0")
+    opened.page.keyboard.press("ArrowRight")
+    opened.page.keyboard.press("l")
+    opened.wait("document.querySelectorAll('.card')[1].matches('.current')")
+
+
+def test_a_refusal_arrives_as_a_sentence(visit):
+    """Gradio turns exceptions into `undefined`; the envelope does not."""
     opened = visit("run=alpha&step=2&prompt=1")
     opened.ask("location.hash = '#run=alpha&step=77'")
     opened.page.wait_for_selector("text=Run alpha has no readable step 77.")

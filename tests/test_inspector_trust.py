@@ -1,60 +1,21 @@
 """Rollouts are data from strangers: whatever they hold stays text, and the server stays shut."""
 
-import dataclasses
 import json
 import urllib.error
 import urllib.request
+from urllib.parse import quote
 
-import numpy as np
 import pytest
-from inspector_browser import Visit, browser_context, serve
-from inspector_fixtures import from_pieces
+from inspector_browser import Visit, shared_server
+from inspector_fixtures import MARKUP_NAME, PAYLOADS
 
-from spo.config import SPOConfig
-from spo.rollouts import save_rollouts
-
-PAYLOADS = [
-    "<script>window.pwned=1</script>",
-    "<img src=x onerror=window.pwned=1>",
-    "<svg onload=window.pwned=1>",
-    "\"><iframe srcdoc='<script>parent.pwned=1</script>'>",
-    "</script><script>window.pwned=1</script>",
-    "<!--<script>",
-    "${window.pwned=1}",
-    "`${window.pwned=1}`",
-    "{{#each this}}{{constructor}}{{/each}}",
-    "{{{value}}} @children",
-    "javascript:window.pwned=1",
-    "' onmouseover='window.pwned=1",
-    "</style><style>*{display:none}</style>",
-    "\\frac{a}{b} \\u003cb\\u003e &lt;b&gt; &amp;",
-    "a\x01\x1b[31m\x7f\u200b\ufeffb",
-    "\u202eevil\u202c \u2066x\u2069",
-    "\r\n\t \u2028\u2029\n",
-    "👩‍👩‍👧 é e\u0301 日本語 العربية",
-    "__proto__",
-    "x" * 500,
-]
-MARKUP_NAME = "<img src=x onerror=window.pwned=1>${pwned=1}"
 ADDRESS = "window.pwned"
+RUN = f"run={quote(MARKUP_NAME)}"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    browser_context()
-    root = tmp_path_factory.mktemp("payloads")
-    run = root / MARKUP_NAME
-    rng = np.random.default_rng(0)
-    rollouts = from_pieces(rng, 1, [PAYLOADS, PAYLOADS[::-1]], 2, prompts=["".join(PAYLOADS)] * 2)
-    rollouts = dataclasses.replace(rollouts, reward_names=[MARKUP_NAME, "__proto__"])
-    for step in (1, 2):
-        path = run / "rollouts" / f"step-{step}.parquet"
-        config = SPOConfig(num_generations=2)
-        save_rollouts(rollouts, path, config=config, run_id=PAYLOADS[0])
-    (path.parent / f"{MARKUP_NAME}.parquet").write_text("broken")
-    metrics = [{"step": step, MARKUP_NAME: step, "__proto__": 1} for step in (1, 2)]
-    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)))
-    return serve(root)
+def server():
+    return shared_server()[1]
 
 
 def calm(page) -> bool:
@@ -67,7 +28,7 @@ def calm(page) -> bool:
 
 def test_payloads_stay_text_in_every_view(server):
     dialogs = []
-    with Visit(server.address, "step=1&token=0&p=0.4") as visit:
+    with Visit(server.address, f"{RUN}&step=1&token=0&p=0.4") as visit:
         page = visit.page
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         page.wait_for_selector(".card .t", state="attached")
@@ -100,7 +61,7 @@ def test_payloads_stay_text_in_every_view(server):
 
 
 def test_payloads_stay_text_in_exports(server, tmp_path):
-    with Visit(server.address, "step=1") as visit:
+    with Visit(server.address, f"{RUN}&step=1") as visit:
         page = visit.page
         page.wait_for_selector(".card .t")
         for item, name in (

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from inspector_fixtures import from_pieces, make_rollouts, write_run
+from inspector_fixtures import from_pieces, make_rollouts, write_run, write_trl
 
 from spo.advantages import assign_credit
 from spo.config import SPOConfig
@@ -182,20 +182,10 @@ def test_too_many_numbers_are_refused(run, tmp_path, monkeypatch):
 
 
 def test_trl_completions_open_in_reduced_mode(tmp_path):
-    table = pa.table(
-        {
-            "step": [5, 5, 5],
-            "prompt": ["a", "a", "b"],
-            "completion": ["é\n", "", "no"],
-            "accuracy_reward": [1.0, None, 0.0],
-            "advantage": [0.7, -0.7, 0.0],
-        }
-    )
-    (tmp_path / "completions").mkdir()
-    path = tmp_path / "completions" / "completions_00005.parquet"
-    pq.write_table(table, path)
-    assert list(Folder(tmp_path).steps(tmp_path.name).paths) == [5]
-    step = read_step(path)
+    run = write_trl(tmp_path)
+    paths = Folder(run).steps("trl").paths
+    assert list(paths) == [5]
+    step = read_step(paths[5])
     assert views.step_summary(step)["groups"] == 2
     group = views.group_view(step, 0)
     assert [c["text"] for c in group["completions"]] == ["é\n", ""]
