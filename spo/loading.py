@@ -199,12 +199,13 @@ def check_target_modules(model: PreTrainedModel, peft_config: PeftConfig) -> Non
     targets = peft_config.target_modules
     if not isinstance(peft_config, LoraConfig) or targets is None or isinstance(targets, str):
         return
-    names = {
-        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)
-    }
-    missing = sorted(set(targets) - names)
+    modules = dict(model.named_modules())
+    missing = sorted(
+        t for t in targets if not any(f".{name}".endswith(f".{t}") for name in modules)
+    )
     if missing:
+        names = {n.rsplit(".", 1)[-1] for n, m in modules.items() if isinstance(m, nn.Linear)}
         raise ValueError(
-            f"lora_target_modules {missing} match no linear layer of {type(model).__name__}; "
-            f"it has {sorted(names)}."
+            f"lora_target_modules {missing} match no layer of {type(model).__name__}; "
+            f"its linear ones are {sorted(names)}."
         )
