@@ -1,0 +1,232 @@
+"""Policy, critic and reference: what they share, what they do not, where their values come from."""
+
+import copy
+
+import pytest
+import runs
+import torch
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
+from transformers import Cohere2Config, Cohere2ForCausalLM
+
+from spo import SPOConfig, models
+from spo.loading import lora_config
+
+IDS = torch.tensor([[10, 200, 31, 7, 99]])
+
+
+def lora_policy(**overrides) -> models.Network:
+    return models.build_policy(runs.policy(), LoraConfig(**runs.LORA | overrides))
+
+
+def stir(parameters, seed: int = 0) -> None:
+    """Random numbers in place of freshly initialised adapters, which change nothing yet."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@torch.no_grad()
+def output(network: models.Network) -> torch.Tensor:
+    network.train(False)
+    with network.active() as decoder:
+        return network.head(decoder(input_ids=IDS).last_hidden_state)
+
+
+def storages(*networks: models.Network) -> dict[int, int]:
+    """Bytes by address of everything the networks hold."""
+    tensors = [t for n in networks for t in (*n.model.parameters(), *n.head.parameters())]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+# --- one base under LoRA ---------------------------------------------------------------------
+def test_policy_critic_and_reference_hold_one_copy_of_the_base():
+    base = sum(storages(models.Network(runs.policy(), torch.nn.Identity())).values())
+    policy = lora_policy()
+    adapter = sum(p.nbytes for p in policy.parameters)
+    reference = models.build_reference(policy)
+    critic = models.critic_from_policy(policy)
+    head = critic.head.weight.nbytes
+    assert sum(storages(policy, reference, critic).values()) == base + 2 * adapter + head
+    assert not {id(p) for p in policy.parameters} & {id(p) for p in critic.parameters}
+    assert all("lora" in n for n, p in policy.model.named_parameters() if p.requires_grad)
+
+
+def test_a_new_critic_says_zero_and_has_a_gradient_only_in_its_head():
+    policy = lora_policy()
+    critic = models.critic_from_policy(policy)
+    assert not output(critic).any()
+    with critic.active() as decoder:
+        critic.head(decoder(input_ids=IDS).last_hidden_state).sum().backward()
+    assert critic.head.weight.grad.any()
+    assert all(p.grad is None for p in policy.parameters)
+
+
+def test_adapters_do_not_reach_each_other():
+    policy = lora_policy()
+    reference, critic = models.build_reference(policy), models.critic_from_policy(policy)
+    base = runs.policy()(IDS).logits
+    stir(policy.parameters, seed=1)
+    moved = output(policy)
+    stir(critic.parameters, seed=2)
+    values = output(critic)
+    assert torch.equal(output(policy), moved)
+    assert (moved - base).abs().max() > 0.1
+    stir(policy.parameters, seed=3)
+    assert torch.equal(output(critic), values)
+    torch.testing.assert_close(output(reference), base)
+
+
+def test_the_reference_of_a_fine_tuned_adapter_includes_the_adapter():
+    tuned = get_peft_model(runs.policy(), LoraConfig(**runs.LORA))
+    stir([p for p in tuned.parameters() if p.requires_grad])
+    policy = models.build_policy(tuned)
+    before = output(policy)
+    reference = models.build_reference(policy)
+    critic = models.critic_from_policy(policy)
+    torch.testing.assert_close(output(reference), before)
+    stir(policy.parameters, seed=1)
+    stir(critic.parameters, seed=2)
+    torch.testing.assert_close(output(reference), before)
+    assert (output(policy) - before).abs().max() > 0.1
+    trained = {id(p) for p in (*policy.parameters, *critic.parameters)}
+    names = dict(policy.model.named_parameters())
+    assert not any(id(p) in trained for n, p in names.items() if models.REFERENCE in n)
+
+
+# --- models of their own ---------------------------------------------------------------------
+def test_under_full_fine_tuning_each_network_is_a_copy():
+    policy = models.build_policy(runs.policy())
+    reference, critic = models.build_reference(policy), models.critic_from_policy(policy)
+    assert not output(critic).any()
+    with torch.no_grad():
+        states = [n.model.base_model(input_ids=IDS).last_hidden_state for n in (policy, critic)]
+    torch.testing.assert_close(states[0], states[1])
+    before = output(reference)
+    stir(policy.parameters)
+    assert torch.equal(output(reference), before)
+    assert not any(p.requires_grad for p in reference.model.parameters())
+    assert not storages(policy).keys() & storages(critic).keys()
+
+
+def test_a_separate_critic_trains_its_adapter_and_head_only(tmp_path):
+    path = runs.folder(tmp_path / "reward", runs.critic())
+    args = SPOConfig(value_model_path=path, value_use_peft=True, value_lora_r=2)
+    policy = models.build_policy(runs.policy())
+    critic = models.build_critic(path, policy, args, byte_tokenizer())
+    torch.testing.assert_close(output(critic), runs.critic().score(_states(runs.critic())))
+    trained = {id(p) for p in critic.parameters}
+    names = [n for n, p in critic.model.named_parameters() if id(p) in trained]
+    assert names
+    assert all("lora" in name or "score" in name for name in names)
+    assert any("score" in name for name in names)
+
+
+@torch.no_grad()
+def _states(model):
+    return model.base_model(input_ids=IDS).last_hidden_state
+
+
+def test_the_saved_adapter_of_a_shared_critic_comes_back_with_its_values(tmp_path):
+    """On the policy's base again, and as a PEFT sequence classifier of anyone's."""
+    base = runs.folder(tmp_path / "base")
+    flags = {"model": base, "peft_config": lora_config(4, 8), "value_model": "policy"}
+    trainer = runs.make_trainer(tmp_path / "run", learning_rate=0.05, **flags)
+    trainer.train()
+    values = output(trainer.critic)
+    assert values.abs().max() > 0.01
+
+    flags["value_model"] = str(tmp_path / "run" / "critic")
+    again = runs.make_trainer(tmp_path / "again", **flags)
+    torch.testing.assert_close(output(again.critic), values)
+    assert again.critic.model is again.policy.model
+
+    alone = AutoPeftModelForSequenceClassification.from_pretrained(
+        flags["value_model"], num_labels=1
+    )
+    loaded = models.critic_network(alone)
+    torch.testing.assert_close(output(loaded), values)
+
+
+# --- what cannot be trained ------------------------------------------------------------------
+def two_adapters():
+    model = get_peft_model(tiny_llama(), LoraConfig(**runs.LORA))
+    model.add_adapter("second", LoraConfig(**runs.LORA))
+    return model
+
+
+def scaled_logits():
+    """Cohere multiplies its logits after the head; chunked log-probs would miss that."""
+    return Cohere2ForCausalLM(
+        Cohere2Config(
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            logit_scale=0.0625,
+            initializer_range=1.0,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "peft_config", "message"),
+    [
+        (two_adapters, None, "give a model with one"),
+        (scaled_logits, None, "scales or caps its logits"),
+        (
+            lambda: get_peft_model(tiny_llama(), LoraConfig(**runs.LORA)),
+            LoraConfig(**runs.LORA),
+            "already carries an adapter",
+        ),
+        (
+            tiny_llama,
+            LoraConfig(**runs.LORA | {"target_modules": ["qkv_proj", "q_proj"]}),
+            r"\['qkv_proj'\] match no layer of LlamaForCausalLM.*'k_proj'",
+        ),
+    ],
+)
+def test_policies_that_are_refused(model, peft_config, message):
+    with pytest.raises(ValueError, match=message):
+        models.build_policy(model(), peft_config)
+
+
+def test_an_adapter_loaded_for_inference_is_trained_all_the_same(tmp_path):
+    base = runs.folder(tmp_path / "base")
+    tuned = get_peft_model(runs.policy(), LoraConfig(**runs.LORA))
+    tuned.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(runs.policy(), tmp_path / "adapter")
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert len(models.build_policy(loaded).parameters) == len(lora_policy().parameters)
+    assert base
+
+
+def test_networks_are_not_changed_by_looking_at_them():
+    """`active` switches adapters; what an optimizer trains must not follow."""
+    policy = lora_policy()
+    reference, critic = models.build_reference(policy), models.critic_from_policy(policy)
+    stir(policy.parameters)
+    before = copy.deepcopy([p.detach() for p in (*policy.parameters, *critic.parameters)])
+    for network in (critic, reference, policy, reference, critic):
+        output(network)
+    after = (*policy.parameters, *critic.parameters)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with policy.active() as decoder:
+        policy.head(decoder(input_ids=IDS).last_hidden_state).sum().backward()
+    assert all(p.grad is not None for p in policy.parameters)
+    assert all(p.grad is None for p in critic.parameters)
+
+
+def test_a_critic_needs_one_output():
+    with pytest.raises(ValueError, match="3 labels"):
+        models.build_critic(
+            tiny_reward_model(num_labels=3),
+            models.build_policy(tiny_llama()),
+            SPOConfig(),
+            byte_tokenizer(),
+        )
