@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from transformers import Adafactor, get_scheduler
 
@@ -14,10 +15,13 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bi
 
 def make_accelerator(args: SPOConfig) -> Accelerator:
     """One process per device, gradients summed by us; sharded models are refused."""
+    # else the first trainer's precision would bind all later ones of this Python session
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         cpu=args.use_cpu,
         log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir or "runs",  # trackers want one here; Reporter names the run's
         step_scheduler_with_optimizer=False,
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
