@@ -1,5 +1,6 @@
 """A finished run -> the README.md saved beside the model."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import spo
@@ -25,7 +26,7 @@ def model_card(trainer: "SPOTrainer") -> str:
         "---",
         "library_name: transformers",
         "tags: [spo, reinforcement-learning, text-generation]",
-        f"base_model: {details['base_model']}",
+        *_base_model(details["base_model"]),
         "---",
         "",
         f"# {trainer.run_id}",
@@ -49,3 +50,8 @@ def model_card(trainer: "SPOTrainer") -> str:
     settings = "\n".join(f"{key}: {value}" for key, value in trainer.args.to_dict().items())
     lines += ["## Configuration", "", "```yaml", settings, "```", "", "## Sources", "", CITATIONS]
     return "\n".join(lines)
+
+
+def _base_model(name: str | None) -> list[str]:
+    """The front matter's line; the hub refuses a card whose base_model is no hub id."""
+    return [] if not name or Path(name).exists() else [f"base_model: {name}"]
