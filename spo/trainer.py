@@ -293,6 +293,7 @@ class SPOTrainer:
         ):
             self.evaluate()
         if self._due(step, self.args.save_steps) or self.control.should_save:
+            self.control.should_save = False
             self.save_checkpoint(step)
 
     def _due(self, step: int, every: int) -> bool:
