@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import runs
+import tiny_runs as runs
 from peft import LoraConfig
 
 from spo import checkpoints

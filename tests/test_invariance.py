@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import run_elsewhere
-import runs
+import tiny_runs as runs
 from peft import LoraConfig
 from transformers import TrainerCallback
 

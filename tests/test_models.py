@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-import runs
+import tiny_runs as runs
 import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
