@@ -22,6 +22,11 @@ from spo.scoring import score_rows
 PROMPTS = [[65, 66, 67], [65, 66, 67], [70], [71, 72, 73, 74, 75, 76], [80, 81], [90, 91, 92]]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # matrices this small only wait for a second one
+
+
 @pytest.fixture(scope="module")
 def model():
     model = tiny.tiny_llama()

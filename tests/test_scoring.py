@@ -31,6 +31,11 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
 COMPLETIONS = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # matrices this small only wait for a second one
+
+
 @pytest.fixture(scope="module")
 def accelerator():
     return Accelerator(cpu=True)
@@ -71,7 +76,9 @@ class PositionAndId(torch.nn.Module):
 
     def forward(self, input_ids, use_cache):
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-        return types.SimpleNamespace(last_hidden_state=torch.stack([positions, input_ids], -1))
+        return types.SimpleNamespace(
+            last_hidden_state=torch.stack([positions, input_ids], -1).float()
+        )
 
 
 def test_the_state_of_a_token_is_the_one_before_it_is_read():
