@@ -60,6 +60,10 @@ class ModelArguments:
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             raise ValueError("Quantised weights cannot be trained; add --use_peft.")
 
+    @property
+    def bits(self) -> int | None:
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
 
 @dataclass
 class ScriptArguments:
@@ -89,6 +93,12 @@ class ScriptArguments:
         "or a path or hub id of a reward model.",
         DATA,
     )
+    estimate_memory: bool = option(
+        False,
+        "Print the predicted peak memory by part and which cards it fits, from the model's config "
+        "alone, and leave.",
+        MODEL,
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -96,6 +106,9 @@ def main(argv: list[str]) -> None:
     try:
         model_args, script_args, args = parser.parse(argv, default_recipe=QUICKSTART)
         _check_required(model_args, script_args)
+        if script_args.estimate_memory:
+            print(estimate(model_args, args).table())
+            return
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
@@ -125,22 +138,11 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     )
 
     from spo import SPOTrainer
-    from spo.loading import lora_config, quantization_config
+    from spo.loading import quantization_config
 
-    bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
     quantization = quantization_config(
-        bits, model_args.bnb_4bit_quant_type, model_args.use_bnb_nested_quant
+        model_args.bits, model_args.bnb_4bit_quant_type, model_args.use_bnb_nested_quant
     )
-    peft_config = None
-    if model_args.use_peft:
-        peft_config = lora_config(
-            model_args.lora_r,
-            model_args.lora_alpha,
-            model_args.lora_dropout,
-            model_args.lora_target_modules,
-            use_rslora=model_args.use_rslora,
-            use_dora=model_args.use_dora,
-        )
     given = {
         "revision": model_args.model_revision,
         "trust_remote_code": model_args.trust_remote_code,
@@ -155,8 +157,40 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        peft_config=peft_config,
+        peft_config=peft_config_of(model_args),
         quantization_config=quantization,
+    )
+
+
+def peft_config_of(model_args: ModelArguments):
+    """The LoRA settings the flags describe, None without --use_peft."""
+    from spo.loading import lora_config
+
+    if not model_args.use_peft:
+        return None
+    return lora_config(
+        model_args.lora_r,
+        model_args.lora_alpha,
+        model_args.lora_dropout,
+        model_args.lora_target_modules,
+        use_rslora=model_args.use_rslora,
+        use_dora=model_args.use_dora,
+    )
+
+
+def estimate(model_args: ModelArguments, args: SPOConfig):
+    """The memory the run would need; prompts are taken at max_prompt_length (512 if not set)."""
+    from transformers import AutoConfig
+
+    from spo.memory import estimate_memory
+
+    return estimate_memory(
+        AutoConfig.from_pretrained(_resolve(model_args.model_name_or_path)),
+        args,
+        prompt_length=args.max_prompt_length or 512,
+        peft_config=peft_config_of(model_args),
+        bits=model_args.bits,
+        nested=model_args.use_bnb_nested_quant,
     )
 
 
@@ -167,6 +201,8 @@ def load_data(script_args: ScriptArguments):
     name, options = script_args.dataset_name, dict(script_args.dataset_kwargs)
     if name.startswith("reasoning_gym/"):
         task = name.removeprefix("reasoning_gym/")
+        if script_args.eval_size == 0:
+            return load_dataset_by_name(name, options=options), None
         return load_reasoning_gym_splits(task, options, script_args.eval_size)
     load = {"config": script_args.dataset_config, "options": options}
     train = load_dataset_by_name(name, split=script_args.dataset_train_split, **load)

@@ -4,6 +4,7 @@ The names below load on first use, so that reading rollouts or recomputing credi
 (`spo.segments`, `spo.advantages`, `spo.rollouts`, `spo.inspector`) imports no torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["SPOConfig", "SPOTrainer"]
+
+# bitsandbytes 0.50 warns at import, on CPUs with AVX512-BF16, that an optional kernel package is
+# missing; nothing here uses it
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME = {"SPOConfig": "spo.config", "SPOTrainer": "spo.trainer"}
 

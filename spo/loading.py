@@ -2,7 +2,6 @@
 weights are read.
 """
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,6 @@ from transformers import (
 )
 
 from spo.config import SPOConfig
-
-# bitsandbytes 0.50 warns on every import on CPUs with AVX512-BF16 that an optional kernel package
-# is missing; nothing here needs it
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_tokenizer(name: str, **kwargs: Any):
