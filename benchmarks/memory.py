@@ -1,0 +1,249 @@
+"""Recipes for cards -> peak memory and seconds per step, with and without a critic.
+
+    python benchmarks/memory.py                       # on a GPU: every recipe under its card's cap
+    python benchmarks/memory.py --smollm2 models/SmolLM2-135M-Instruct      # on the CPU
+    python benchmarks/memory.py --estimate            # no GPU: predictions only, marked as such
+
+On a GPU the models have random weights in the real architecture: memory and speed do not depend
+on their values. Each run is a process of its own, held to the size of the card by
+`torch.cuda.set_per_process_memory_fraction`. Critic and no critic are run in turns.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+import transformers  # noqa: E402
+from common import GIB, MemoryMeter, in_fresh_process, spread, write_result  # noqa: E402
+from tiny import byte_tokenizer  # noqa: E402
+
+import train_spo  # noqa: E402
+from spo import SPOConfig, SPOTrainer  # noqa: E402
+from spo.cli import Parser  # noqa: E402
+from spo.loading import lora_config  # noqa: E402
+from spo.memory import CARD_RESERVE, estimate_memory  # noqa: E402
+
+QWEN2 = {"model_type": "qwen2", "max_position_embeddings": 4096, "use_cache": True}
+SHAPES = {
+    "Qwen/Qwen2.5-1.5B-Instruct": QWEN2
+    | {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen2.5-3B-Instruct": QWEN2
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3-4B": {
+        "model_type": "qwen3",
+        "max_position_embeddings": 4096,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen2.5-7B-Instruct": QWEN2
+    | {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}
+"""Public configurations of the models the recipes name (their config.json on the hub)."""
+
+CARDS = (8, 12, 16, 24)
+PROMPT_LENGTH = 512
+
+
+def read_recipe(path: Path, **changes: Any):
+    """Model, LoRA and training settings of a recipe, as train_spo.py reads them."""
+    classes = (train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig)
+    parser = Parser(classes, prog="memory.py")
+    values = parser.read_recipe(path) | changes
+    names = lambda cls: {f: values[f] for f in cls.__dataclass_fields__ if f in values}  # noqa: E731
+    return train_spo.ModelArguments(**names(train_spo.ModelArguments)), SPOConfig(
+        **names(SPOConfig)
+    )
+
+
+def model_config(name: str):
+    shape = dict(SHAPES[name])
+    return transformers.AutoConfig.for_model(shape.pop("model_type"), **shape)
+
+
+def random_4bit_model(config, device: str):
+    """The architecture with random weights, its decoder's linear layers in 4 bits, layer by layer."""
+    import bitsandbytes as bnb
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            shape = module.weight.shape
+            weight = torch.randn(shape, dtype=torch.bfloat16, device=device) * 0.02
+            linear = bnb.nn.Linear4bit(
+                shape[1], shape[0], module.bias is not None, torch.bfloat16, device="meta"
+            )
+            linear.weight = bnb.nn.Params4bit(
+                weight.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+            ).to(device)
+            if module.bias is not None:
+                zeros = torch.zeros(shape[0], dtype=torch.bfloat16, device=device)
+                linear.bias = torch.nn.Parameter(zeros, requires_grad=False)
+            model.set_submodule(name, linear)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            value = torch.randn(parameter.shape, dtype=torch.bfloat16, device=device) * 0.02
+            owner, _, leaf = name.rpartition(".")
+            value = torch.nn.Parameter(value if parameter.dim() > 1 else value * 0 + 1)
+            setattr(model.get_submodule(owner), leaf, value)
+    model.tie_weights()
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=config).to(device)
+    model.is_quantized = model.is_loaded_in_4bit = True
+    return model
+
+
+def lengths_reward(completions, **columns):
+    """Some spread, so that no advantage is zero."""
+    return [float(len(text) % 7) for text in completions]
+
+
+def run(recipe: str, critic: bool, card: int | None, steps: int) -> dict[str, Any]:
+    """One training run of a recipe in this process: peak bytes, seconds per step and phase."""
+    warnings.filterwarnings("ignore")
+    path = ROOT / "recipes" / recipe
+    with tempfile.TemporaryDirectory() as folder:
+        model_args, args = read_recipe(
+            path,
+            output_dir=folder,
+            max_steps=steps,
+            value_model_path="policy" if critic else None,
+            save_rollouts_steps=0,
+            log_completions=False,
+            disable_tqdm=True,
+        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if card is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction((card - CARD_RESERVE) * GIB / total)
+        from datasets import Dataset
+
+        dataset = Dataset.from_dict({"prompt": ["x" * PROMPT_LENGTH] * 64})
+        with MemoryMeter() as meter:
+            trainer = SPOTrainer(
+                model=random_4bit_model(model_config(model_args.model_name_or_path), device),
+                reward_funcs=lengths_reward,
+                args=args,
+                train_dataset=dataset,
+                processing_class=byte_tokenizer(),
+                peft_config=lora_config(model_args.lora_r, model_args.lora_alpha),
+            )
+            trainer.save_model = lambda *_: None  # only training is measured
+            trainer.train()
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return summarise([json.loads(line) for line in lines], meter)
+
+
+def summarise(metrics: list[dict], meter: MemoryMeter) -> dict[str, Any]:
+    """Peak, and the seconds of every step but the first, which warms up."""
+    phases = {p: [m[f"time/{p}"] for m in metrics[1:]] for p in ("generate", "score", "update")}
+    return {
+        "peak_gib": meter.peak / GIB,
+        "peak_reserved_gib": torch.cuda.max_memory_reserved() / GIB
+        if torch.cuda.is_available()
+        else None,
+        "seconds": [sum(step) for step in zip(*phases.values(), strict=True)],
+        "phases": phases,
+        "mean_completion_length": metrics[-1]["completions/mean_length"],
+    }
+
+
+def predict(recipe: str, critic: bool) -> float:
+    """GiB, from the config alone."""
+    model_args, args = read_recipe(
+        ROOT / "recipes" / recipe, value_model_path="policy" if critic else None
+    )
+    estimate = estimate_memory(
+        model_config(model_args.model_name_or_path),
+        args,
+        prompt_length=PROMPT_LENGTH,
+        peft_config=lora_config(model_args.lora_r, model_args.lora_alpha),
+        bits=4,
+        nested=True,
+    )
+    return estimate.peak / GIB
+
+
+def compare(card: int, steps: int) -> dict[str, Any]:
+    """A recipe with and without its critic, in turns, under the card's cap."""
+    recipe = f"card_{card}gb.yaml"
+    runs = {True: [], False: []}
+    for critic in (False, True):
+        runs[critic].append(in_fresh_process(run, recipe, critic, card, steps))
+    with_critic, without = runs[True][0], runs[False][0]
+    pairs = zip(with_critic["seconds"], without["seconds"], strict=True)
+    model_args, _ = read_recipe(ROOT / "recipes" / recipe)
+    return {
+        "recipe": recipe,
+        "shape": model_args.model_name_or_path,
+        "card_gb": card,
+        "predicted_gib": predict(recipe, True),
+        "predicted_without_critic_gib": predict(recipe, False),
+        "with_critic": with_critic,
+        "without_critic": without,
+        "memory_ratio": with_critic["peak_gib"] / without["peak_gib"],
+        "seconds_ratio": spread(a / b for a, b in pairs),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cards", type=int, nargs="+", default=list(CARDS))
+    parser.add_argument("--steps", type=int, default=3, help="the first one only warms up")
+    parser.add_argument("--estimate", action="store_true", help="predictions only")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    rows = []
+    for card in options.cards:
+        if options.estimate:
+            rows.append({"card_gb": card, "predicted_gib": predict(f"card_{card}gb.yaml", True)})
+        else:
+            rows.append(compare(card, options.steps))
+        print(json.dumps(rows[-1]), flush=True)
+        kind = "estimated" if options.estimate else "measured"
+        write_result(f"memory_{kind}", {"kind": kind, "rows": rows}, options.out)
+
+
+if __name__ == "__main__":
+    main()
