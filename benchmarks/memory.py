@@ -205,6 +205,18 @@ def predict(recipe: str, critic: bool) -> float:
     return estimate.peak / GIB
 
 
+def prediction(card: int) -> dict[str, Any]:
+    recipe = f"card_{card}gb.yaml"
+    model_args, _ = read_recipe(ROOT / "recipes" / recipe)
+    return {
+        "recipe": recipe,
+        "shape": model_args.model_name_or_path,
+        "card_gb": card,
+        "predicted_gib": predict(recipe, True),
+        "predicted_without_critic_gib": predict(recipe, False),
+    }
+
+
 def compare(card: int, steps: int) -> dict[str, Any]:
     """A recipe with and without its critic, in turns, under the card's cap."""
     recipe = f"card_{card}gb.yaml"
@@ -213,13 +225,7 @@ def compare(card: int, steps: int) -> dict[str, Any]:
         runs[critic].append(in_fresh_process(run, recipe, critic, card, steps))
     with_critic, without = runs[True][0], runs[False][0]
     pairs = zip(with_critic["seconds"], without["seconds"], strict=True)
-    model_args, _ = read_recipe(ROOT / "recipes" / recipe)
-    return {
-        "recipe": recipe,
-        "shape": model_args.model_name_or_path,
-        "card_gb": card,
-        "predicted_gib": predict(recipe, True),
-        "predicted_without_critic_gib": predict(recipe, False),
+    return prediction(card) | {
         "with_critic": with_critic,
         "without_critic": without,
         "memory_ratio": with_critic["peak_gib"] / without["peak_gib"],
@@ -237,7 +243,7 @@ def main() -> None:
     rows = []
     for card in options.cards:
         if options.estimate:
-            rows.append({"card_gb": card, "predicted_gib": predict(f"card_{card}gb.yaml", True)})
+            rows.append(prediction(card))
         else:
             rows.append(compare(card, options.steps))
         print(json.dumps(rows[-1]), flush=True)
