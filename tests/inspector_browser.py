@@ -52,9 +52,13 @@ def browser_context():
     return context
 
 
+sys.path.insert(0, str(REPOSITORY / "spaces"))
+import assemble  # noqa: E402
+
 PROGRAM = """
-import sys, app
-print("heavy modules:", {"torch", "transformers", "datasets"} & set(sys.modules), flush=True)
+import sys, app, spo
+heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
+print(spo.__file__, "heavy modules:", heavy, flush=True)
 app.main(sys.argv[1:])
 """
 
@@ -62,7 +66,8 @@ app.main(sys.argv[1:])
 @dataclass
 class Server:
     address: str
-    heavy_modules: str
+    folder: Path
+    first_line: str
     process: subprocess.Popen
 
     def memory(self) -> int:
@@ -71,26 +76,27 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def serve(root: Path, *flags: str) -> Server:
+def serve(root: Path, *, python: str = sys.executable, cwd: Path = REPOSITORY) -> Server:
     """Start the app on a folder in its own process, as a person would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", PROGRAM, str(root), "--port", str(port), *flags]
+    command = [python, "-c", PROGRAM, str(root), "--port", str(port)]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     atexit.register(process.kill)
     lines = [process.stdout.readline()]
     while "Running on" not in lines[-1]:
         lines.append(process.stdout.readline())
         assert lines[-1], f"the app ended: {lines}"
-    return Server(f"http://127.0.0.1:{port}/", lines[0], process)
+    return Server(f"http://127.0.0.1:{port}/", cwd, lines[0], process)
 
 
 @functools.cache
 def shared_server() -> tuple[Path, Server]:
-    """The folder and the server of all browser tests: one start of Gradio for the whole suite."""
+    """The folder and the server of all browser tests: one start of Gradio for the whole suite,
+    from the assembled Space, so that what is uploaded is what is tested."""
     browser_context()  # skips before a server is started
     root = Path(tempfile.mkdtemp(prefix="spo-inspector-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
@@ -99,7 +105,10 @@ def shared_server() -> tuple[Path, Server]:
     fixtures.write_payloads(root)
     fixtures.write_trl(root)
     fixtures.write_odd(root)
-    return root, serve(root)
+    space = Path(tempfile.mkdtemp(prefix="spo-space-")) / "space"
+    atexit.register(shutil.rmtree, space.parent, ignore_errors=True)
+    assemble.assemble_app(space)
+    return root, serve(root, cwd=space)
 
 
 class Visit:

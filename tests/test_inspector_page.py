@@ -260,6 +260,7 @@ def test_the_address_holds_the_view(visit):
     assert opened.text(".detail h3") == "Completion 3 · token 5"
     opened.page.wait_for_selector(".check.verified")
     again = visit(opened.page.url.split("#")[1])
+    again.page.wait_for_selector(".check.verified")
     assert again.text(".detail dl") == opened.text(".detail dl")
 
 
@@ -332,7 +333,8 @@ def test_small_and_dark_screens(visit):
 
 
 def test_the_server_stays_light(server):
-    assert server.heavy_modules == "heavy modules: set()\n"
+    """Importing the app brings in neither torch nor transformers nor datasets."""
+    assert server.first_line.endswith("heavy modules: set()\n")
 
 
 # --- bad input --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Three typed, read-only functions for agents (`app.py --mcp`): steps, a group, segments."""
 
 from collections.abc import Callable
+from functools import wraps
 
 from spo.inspector import search, views, whatif
 from spo.inspector.folder import Folder
@@ -74,6 +75,22 @@ def agent_functions(folder: Folder) -> list[Callable]:
             "entropy_min": entropy_min,
             "text": text,
         }
-        return search.find_in_run(folder.steps(run).paths, read_step, query, start)
+        answer = search.find_in_run(folder.steps(run).paths, read_step, query, start)
+        for name in ("counts", "skipped"):  # Gradio's encoder wants text as keys
+            answer[name] = {str(step): value for step, value in answer[name].items()}
+        return answer
 
-    return [list_steps, get_group, find_segments]
+    return [refusals_as_answers(f) for f in (list_steps, get_group, find_segments)]
+
+
+def refusals_as_answers(function: Callable[..., dict]) -> Callable[..., dict]:
+    """The same function returning {"error": sentence} for what a caller can cause."""
+
+    @wraps(function)
+    def answer(*args, **kwargs) -> dict:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            return {"error": str(error)}
+
+    return answer

@@ -16,7 +16,7 @@ from spo.inspector import views, whatif
 from spo.inspector.reading import Step
 
 STATIC = Path(__file__).parent / "static"
-IMPORT = re.compile(r'^import (\{.*?\}) from "\./(\w+)\.js";', re.MULTILINE)
+IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";', re.MULTILINE)
 EXPORT = re.compile(r"^export (?:async )?(?:function|class|const) (\w+)", re.MULTILINE)
 
 

@@ -40,7 +40,9 @@ export class CompletionText {
       span.textContent = text;
       line.append(span);
       this.spans.push(span);
-      this.kinds.push(tokenKind(text) + (at < shared ? " shared" : "") + (at === fork ? " fork" : ""));
+      this.kinds.push(
+        tokenKind(text) + (at < shared ? " shared" : "") + (at === fork ? " fork" : ""),
+      );
       if (text.endsWith("\n")) line = null;
     }
     const rest = this.completion.text.slice(this.completion.ends.at(-1) ?? 0);
@@ -48,16 +50,16 @@ export class CompletionText {
   }
 
   /**
-   * Colours by `numbers` and draws the boundaries of `credit` against the saved ones.
-   * `flips` marks advantages whose sign differs from training.
+   * Colours by `numbers` and draws the boundaries of `credit`; with `reference` also how they and
+   * the signs of the advantages differ from it.
    */
-  paint(numbers, scale, credit, flips = true) {
-    const { saved, length } = this.completion;
+  paint(numbers, scale, credit, reference = credit) {
+    const { length } = this.completion;
     for (let at = 0; at < length; at++) {
       let look = colourClass(numbers ? numbers[at] : NaN, scale);
-      if (at && saved.segmentIds[at] !== saved.segmentIds[at - 1]) look |= SAVED_START;
+      if (at && reference.segmentIds[at] !== reference.segmentIds[at - 1]) look |= SAVED_START;
       if (at && credit.segmentIds[at] !== credit.segmentIds[at - 1]) look |= NEW_START;
-      if (flips && saved.advantages[at] * credit.advantages[at] < 0) look |= FLIPPED;
+      if (reference.advantages[at] * credit.advantages[at] < 0) look |= FLIPPED;
       if (look === this.looks[at]) continue;
       this.looks[at] = look;
       this.spans[at].className = className(look, this.kinds[at]);

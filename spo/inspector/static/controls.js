@@ -4,7 +4,11 @@ import { h, show } from "./dom.js";
 
 // Most of the interesting entropy_percentiles are small: the slider moves their square root.
 const SLIDERS = {
-  entropy_percentile: { label: "entropy_percentile", toSlider: Math.sqrt, fromSlider: (x) => x * x },
+  entropy_percentile: {
+    label: "entropy_percentile",
+    toSlider: Math.sqrt,
+    fromSlider: (x) => x * x,
+  },
   gamma: { label: "γ", toSlider: (x) => x, fromSlider: (x) => x },
   lam: { label: "λ", toSlider: (x) => x, fromSlider: (x) => x },
 };
@@ -23,17 +27,30 @@ export class Controls {
     this.modes = this.choice("mode", MODES);
     this.level = this.choice("advantage_level", { segment: ["segment", ""], token: ["token", ""] });
     this.normalise = h("input", {
-      type: "checkbox", id: "spo-normalise",
+      type: "checkbox",
+      id: "spo-normalise",
       onchange: () => onChange({ normalize_advantages: this.normalise.checked }),
     });
-    this.reset = h("button", { class: "reset", onclick: () => onChange(null) }, "Reset to training");
+    this.reset = h(
+      "button",
+      { class: "reset", onclick: () => onChange(null) },
+      "Reset to training",
+    );
     this.status = h("p", { class: "status", role: "status" });
     this.element = h(
       "section",
       { class: "controls", "aria-label": "What if" },
-      h("div", { class: "row" }, h("span", { class: "caption" }, "What if"), this.modes.element, rows),
-      h("div", { class: "row" }, h("span", { class: "caption" }, "advantage per"), this.level.element,
-        h("label", { for: "spo-normalise" }, this.normalise, " normalise"), this.reset, this.status),
+      h("div", { class: "row" }, h("span", { class: "caption" }, "What if"), rows),
+      h(
+        "div",
+        { class: "row" },
+        this.modes.element,
+        h("span", { class: "caption" }, "advantage per"),
+        this.level.element,
+        h("label", { for: "spo-normalise" }, this.normalise, " normalise"),
+        this.reset,
+      ),
+      this.status,
     );
   }
 
@@ -61,7 +78,11 @@ export class Controls {
   choice(name, options) {
     const buttons = {};
     for (const [value, [label, title]] of Object.entries(options)) {
-      buttons[value] = h("button", { title, onclick: () => this.onChange({ [name]: value }) }, label);
+      buttons[value] = h(
+        "button",
+        { title, onclick: () => this.onChange({ [name]: value }) },
+        label,
+      );
     }
     return { buttons, element: h("div", { class: "choice" }, Object.values(buttons)) };
   }

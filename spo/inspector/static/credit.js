@@ -200,7 +200,14 @@ export function decompose(step, credit, config, row) {
     const start = at - offsets[row];
     const raw = delta + carried;
     parts.push({
-      start, stop: stop - offsets[row], reward, gammaNext, value: values[at], delta, carried, raw,
+      start,
+      stop: stop - offsets[row],
+      reward,
+      gammaNext,
+      value: values[at],
+      delta,
+      carried,
+      raw,
       advantage: (raw - credit.mean) / credit.std,
     });
     carried = config.gamma * config.lam * raw;

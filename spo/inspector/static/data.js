@@ -47,7 +47,8 @@ const TOKEN_ARRAYS = {
 /** get_group -> its completions, each with its own slices of the token arrays. */
 export function unpackGroup(answer) {
   const arrays = {};
-  for (const [name, Kind] of Object.entries(TOKEN_ARRAYS)) arrays[name] = unpack(answer[name], Kind);
+  for (const [name, Kind] of Object.entries(TOKEN_ARRAYS))
+    arrays[name] = unpack(answer[name], Kind);
   const hasTokens = answer.has_tokens;
   let offset = 0;
   const completions = answer.completions.map((plain) => {

@@ -60,7 +60,11 @@ export class Tooltip {
 }
 
 function factList(facts) {
-  return h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  return h(
+    "dl",
+    {},
+    facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+  );
 }
 
 /** What a screen reader says when a token gets the focus. */
@@ -87,7 +91,10 @@ export function detailPanel(completion, credit, at, cut, parts, onPick) {
     nodes.push(h("h3", {}, `Where segment ${index + 1}'s advantage comes from`));
     const part = parts[index];
     const normalised = `normalised over the step: ${signed(part.advantage)}`;
-    nodes.push(waterfall(part), part.advantage === part.raw ? "" : h("p", { class: "hint" }, normalised));
+    nodes.push(
+      waterfall(part),
+      part.advantage === part.raw ? "" : h("p", { class: "hint" }, normalised),
+    );
     nodes.push(segmentTable(completion, parts, index, onPick));
   }
   return nodes;
@@ -117,7 +124,10 @@ function waterfall(part) {
       svg("text", { x: 0, y: y + 12 }, name),
       svg("rect", {
         class: `bar ${sign}${sum ? " sum" : ""}`,
-        x: Math.min(x(from), x(to)), y, height: 16, width: Math.max(1, Math.abs(x(to) - x(from))),
+        x: Math.min(x(from), x(to)),
+        y,
+        height: 16,
+        width: Math.max(1, Math.abs(x(to) - x(from))),
       }),
       svg("text", { x: 286, y: y + 12, "text-anchor": "end" }, signed(to - from)),
     );
@@ -136,7 +146,13 @@ function segmentTable(completion, parts, index, onPick) {
       part.start ? completion.ends[part.start - 1] : 0,
       completion.ends[part.stop - 1],
     );
-    const numbers = [part.reward, part.gammaNext - part.value, part.delta, part.carried, part.advantage];
+    const numbers = [
+      part.reward,
+      part.gammaNext - part.value,
+      part.delta,
+      part.carried,
+      part.advantage,
+    ];
     return h(
       "tr",
       { class: from + i === index ? "current" : "", onclick: () => onPick(part.start) },
@@ -148,15 +164,29 @@ function segmentTable(completion, parts, index, onPick) {
   return h(
     "div",
     { class: "table" },
-    h("table", { class: "segments" }, h("thead", {}, h("tr", {}, head.map((x) => h("th", {}, x)))),
-      h("tbody", {}, rows)),
+    h(
+      "table",
+      { class: "segments" },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          head.map((x) => h("th", {}, x)),
+        ),
+      ),
+      h("tbody", {}, rows),
+    ),
   );
 }
 
 /** Seven of the fifteen colours with their numbers. */
 export function legend(label, unit, scale) {
-  const steps = scale.low < 0 && scale.high > 0 ? [-1, -0.66, -0.33, 0, 0.33, 0.66, 1]
-    : [0, 0.17, 0.33, 0.5, 0.67, 0.83, 1].map((x) => (scale.low < 0 ? x - 1 : x));
+  const steps =
+    scale.low < 0 && scale.high > 0
+      ? [-1, -0.66, -0.33, 0, 0.33, 0.66, 1]
+      : [0, 0.17, 0.33, 0.5, 0.67, 0.83, 1].map((x) => (scale.low < 0 ? x - 1 : x));
   const cells = steps.map((x) => h("i", { class: `c${colourClass(x * scale.reach, scale)}` }));
   return [
     h("span", {}, label),

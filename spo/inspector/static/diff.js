@@ -12,7 +12,8 @@ export function align(a, b) {
   for (let edits = 0; edits <= Math.min(a.length + b.length, MOST_EDITS); edits++) {
     traces.push(new Map(frontier));
     for (let k = -edits; k <= edits; k += 2) {
-      const down = k === -edits || (k !== edits && (frontier.get(k - 1) ?? -1) < (frontier.get(k + 1) ?? -1));
+      const down =
+        k === -edits || (k !== edits && (frontier.get(k - 1) ?? -1) < (frontier.get(k + 1) ?? -1));
       let i = down ? frontier.get(k + 1) : frontier.get(k - 1) + 1;
       let j = i - k;
       while (i < a.length && j < b.length && a[i] === b[j]) {
@@ -33,7 +34,8 @@ function backtrack(traces, lengthA, lengthB) {
   for (let edits = traces.length - 1; edits >= 0 && (i > 0 || j > 0); edits--) {
     const frontier = traces[edits];
     const k = i - j;
-    const down = k === -edits || (k !== edits && (frontier.get(k - 1) ?? -1) < (frontier.get(k + 1) ?? -1));
+    const down =
+      k === -edits || (k !== edits && (frontier.get(k - 1) ?? -1) < (frontier.get(k + 1) ?? -1));
     const previousK = down ? k + 1 : k - 1;
     const fromI = edits === 0 ? 0 : frontier.get(previousK);
     const fromJ = edits === 0 ? 0 : fromI - previousK;

@@ -19,7 +19,9 @@ function fill(element, attributes, children) {
       element.setAttribute(name, value);
     }
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined),
+  );
   return element;
 }
 
@@ -27,8 +29,10 @@ function fill(element, attributes, children) {
 export function show(x, digits = 3) {
   if (x === null || x === undefined || Number.isNaN(x)) return "–";
   const size = Math.abs(x);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e5) ? x.toExponential(1)
-    : Number(x.toPrecision(digits)).toString();
+  const text =
+    size !== 0 && (size < 1e-3 || size >= 1e5)
+      ? x.toExponential(1)
+      : Number(x.toPrecision(digits)).toString();
   return text.replace("-", "−");
 }
 

@@ -21,8 +21,12 @@ export class Frame {
     this.detail = h("aside", { class: "detail", "aria-label": "Token and segment" });
     this.legend = h("div", { class: "legend" });
     this.prompt = h("details", { class: "prompt", open: true });
-    this.panels = Object.fromEntries(Object.keys(TABS).map((name) =>
-      [name, h("div", { class: "panel", role: "tabpanel", id: `spo-panel-${name}`, hidden: true })]));
+    this.panels = Object.fromEntries(
+      Object.keys(TABS).map((name) => [
+        name,
+        h("div", { class: "panel", role: "tabpanel", id: `spo-panel-${name}`, hidden: true }),
+      ]),
+    );
     this.completions = h("div", {});
     this.finder = page.exported ? null : new Finder(page);
     this.element = h(
@@ -30,20 +34,35 @@ export class Frame {
       { class: "app" },
       this.header(),
       this.notes,
-      h("div", { class: "body" },
-        this.finder && h("details", { class: "side", open: innerWidth > 900 },
-          h("summary", {}, "Find completions"), this.finder.element),
+      h(
+        "div",
+        { class: "body" },
+        this.finder &&
+          h(
+            "details",
+            { class: "side", open: innerWidth > 900 },
+            h("summary", {}, "Find completions"),
+            this.finder.element,
+          ),
         h("main", {}, this.tabBar(), page.controls.element, ...Object.values(this.panels)),
-        this.detail),
-      this.live, this.help,
+        this.detail,
+      ),
+      this.live,
+      this.help,
     );
     this.panels.read.append(this.prompt, this.colourBar(), this.completions);
   }
 
   header() {
     const { page } = this;
-    this.run = h("select", { "aria-label": "Run", onchange: () => page.go({ run: this.run.value, step: -1 }) });
-    this.step = h("select", { "aria-label": "Step", onchange: () => page.go({ step: Number(this.step.value) }) });
+    this.run = h("select", {
+      "aria-label": "Run",
+      onchange: () => page.go({ run: this.run.value, step: -1 }),
+    });
+    this.step = h("select", {
+      "aria-label": "Step",
+      onchange: () => page.go({ step: Number(this.step.value) }),
+    });
     this.follow = h("input", { type: "checkbox", id: "spo-follow", onchange: () => this.look() });
     this.metric = h("select", { "aria-label": "Metric", onchange: () => this.drawMetric() });
     this.sparkline = h("span", { class: "sparkline" });
@@ -54,9 +73,13 @@ export class Frame {
       { class: "top" },
       h("h1", {}, "SPO inspector"),
       this.run,
-      h("span", { class: "stepper" },
-        h("button", { "aria-label": "Previous step", onclick: () => page.moveStep(-1) }, "‹"), this.step,
-        h("button", { "aria-label": "Next step", onclick: () => page.moveStep(1) }, "›")),
+      h(
+        "span",
+        { class: "stepper" },
+        h("button", { "aria-label": "Previous step", onclick: () => page.moveStep(-1) }, "‹"),
+        this.step,
+        h("button", { "aria-label": "Next step", onclick: () => page.moveStep(1) }, "›"),
+      ),
       page.exported ? null : h("label", { for: "spo-follow" }, this.follow, " follow latest"),
       page.exported ? null : h("span", { class: "metric" }, this.metric, this.sparkline),
       h("span", { class: "space" }),
@@ -67,20 +90,43 @@ export class Frame {
   }
 
   tabBar() {
-    this.tabs = Object.fromEntries(Object.entries(TABS).map(([name, label]) => [name, h(
-      "button",
-      { role: "tab", "aria-controls": `spo-panel-${name}`, onclick: () => this.page.go({ tab: name }) },
-      label,
-    )]));
+    this.tabs = Object.fromEntries(
+      Object.entries(TABS).map(([name, label]) => [
+        name,
+        h(
+          "button",
+          {
+            role: "tab",
+            "aria-controls": `spo-panel-${name}`,
+            onclick: () => this.page.go({ tab: name }),
+          },
+          label,
+        ),
+      ]),
+    );
     const usable = this.page.exported ? ["read", "modes", "step"] : Object.keys(TABS);
-    return h("div", { class: "tabs", role: "tablist" }, usable.map((name) => this.tabs[name]));
+    return h(
+      "div",
+      { class: "tabs", role: "tablist" },
+      usable.map((name) => this.tabs[name]),
+    );
   }
 
   colourBar() {
-    this.colours = Object.fromEntries(Object.entries(COLOURS).map(([name, { label }]) =>
-      [name, h("button", { onclick: () => this.page.setColour(name) }, label)]));
+    this.colours = Object.fromEntries(
+      Object.entries(COLOURS).map(([name, { label }]) => [
+        name,
+        h("button", { onclick: () => this.page.setColour(name) }, label),
+      ]),
+    );
     this.colourChoice = h("div", { class: "choice" }, Object.values(this.colours));
-    this.colourRow = h("div", { class: "row colours" }, h("span", { class: "caption" }, "colour by"), this.colourChoice, this.legend);
+    this.colourRow = h(
+      "div",
+      { class: "row colours" },
+      h("span", { class: "caption" }, "colour by"),
+      this.colourChoice,
+      this.legend,
+    );
     return this.colourRow;
   }
 
@@ -144,12 +190,16 @@ export class Frame {
     const points = this.page.curves[this.metric.value];
     this.sparkline.replaceChildren();
     if (!points) return;
-    const { picture, value } = curve(this.metric.value, points, this.page.state.step, (step) => this.goNear(step));
+    const { picture, value } = curve(this.metric.value, points, this.page.state.step, (step) =>
+      this.goNear(step),
+    );
     this.sparkline.append(picture, h("b", {}, show(value)));
   }
 
   goNear(step) {
-    const near = this.page.steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a));
+    const near = this.page.steps.reduce((a, b) =>
+      Math.abs(b - step) < Math.abs(a - step) ? b : a,
+    );
     this.page.go({ step: near });
   }
 
@@ -188,32 +238,43 @@ export class Frame {
     if (!page.steps || document.hidden || this.looking) return;
     this.looking = true;
     const query = { run: page.state.run };
-    const [steps, curves] = await Promise.all([
-      page.attempt(() => ask(page.server, "list_steps", query)),
-      page.attempt(() => ask(page.server, "get_curves", query)),
-    ]);
+    const steps = await page.attempt(() => ask(page.server, "list_steps", query));
+    if (steps && query.run === page.state.run) await this.update(steps, query);
     this.looking = false;
-    if (!steps || query.run !== page.state.run) return;
-    page.curves = curves?.curves ?? page.curves;
-    if (steps.steps.join() !== page.steps.join()) {
+  }
+
+  async update(steps, query) {
+    const { page } = this;
+    const listed = JSON.stringify(steps);
+    if (listed !== this.listed) {
+      this.listed = listed;
+      const answer = await page.attempt(() => ask(page.server, "get_curves", query));
+      page.curves = answer?.curves ?? page.curves;
       page.setSteps(steps);
       this.drawMetric();
     }
     const latest = page.steps.at(-1);
-    if (this.follow.checked && latest !== page.state.step) await page.go({ step: latest, token: -1 });
+    if (this.follow.checked && latest !== page.state.step)
+      await page.go({ step: latest, token: -1 });
   }
 }
 
 function badgeOf(check) {
   if (check.state === "verified") {
-    return { state: "verified", text: "✓ verified", title: "The saved advantages are those of assign_credit under the saved configuration" };
+    return {
+      state: "verified",
+      text: "✓ verified",
+      title: "The saved advantages are those of assign_credit under the saved configuration",
+    };
   }
-  if (check.state === "impossible") return { state: "impossible", text: "not verifiable", title: check.reason };
+  if (check.state === "impossible")
+    return { state: "impossible", text: "not verifiable", title: check.reason };
   const size = check.max_difference === null ? "unbounded" : show(check.max_difference);
   return {
     state: "differs",
     text: `differs by ${size}`,
-    title: `${check.column} differ most at completion row ${check.row}, token ${check.token + 1}; ` +
+    title:
+      `${check.column} differ most at completion row ${check.row}, token ${check.token + 1}; ` +
       `${check.segments_moved} tokens lie in other segments. Click to go there.`,
   };
 }

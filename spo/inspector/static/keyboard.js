@@ -41,7 +41,8 @@ export function listen(root, page) {
     const typing = event.target.closest?.("input, select, textarea, dialog");
     const inText = root.contains(event.target) || event.target === document.body;
     if (typing || !inText || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key.startsWith("Arrow") && !event.target.closest(".text") && page.state.token < 0) return;
+    if (event.key.startsWith("Arrow") && !event.target.closest(".text") && page.state.token < 0)
+      return;
     const action = actions[event.key];
     if (!action) return;
     event.preventDefault();
@@ -55,9 +56,17 @@ export function helpDialog() {
     "dialog",
     { class: "help", "aria-label": "Keys" },
     h("h3", {}, "Keys"),
-    h("dl", {}, KEYS.map(([keys, meaning]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, meaning)])),
-    h("p", { class: "hint" }, "A bar before a token starts a segment. Dotted: merged against training. " +
-      "Thick: split against training. Double underline: the advantage changed its sign."),
+    h(
+      "dl",
+      {},
+      KEYS.map(([keys, meaning]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, meaning)]),
+    ),
+    h(
+      "p",
+      { class: "hint" },
+      "A bar before a token starts a segment. Dotted: merged against training. " +
+        "Thick: split against training. Double underline: the advantage changed its sign.",
+    ),
     h("button", { onclick: () => dialog.close() }, "Close"),
   );
   return dialog;

@@ -139,19 +139,19 @@ export class Page {
     if (moved("run")) await this.openRun(this.state.run);
     else if (moved("step")) await this.openStep(this.state.step);
     else if (moved("prompt")) await this.openGroup();
-    else if (moved("completion") || moved("token")) this.focus(this.state.completion, this.state.token);
+    else if (moved("completion") || moved("token"))
+      this.focus(this.state.completion, this.state.token);
     if (moved("tab") && this.group) this.views.show(this.state.tab);
     this.remember();
   }
 
   /** The address was edited by hand, or a link was opened. */
   followAddress() {
-    const { state, settings } = readAddress(location.hash);
     if (location.hash === this.address) return;
+    const { state, settings } = readAddress(location.hash);
     this.changes = settings;
     this.credits = {};
-    const step = state.step < 0 ? this.state.step : state.step;
-    this.go({ ...state, run: state.run || this.state.run, step }).then(() => this.apply());
+    this.go({ ...state, run: state.run || this.state.run }).then(() => this.apply());
   }
 
   remember() {
@@ -222,7 +222,10 @@ export class Page {
     this.scale = scale;
     this.frame.legend.replaceChildren(...legend(colour.label, colour.unit, scale));
     this.frame.setColour(this.state.colour);
-    const can = { critic: this.summary.has_values, recompute: this.summary.config !== null && (!this.exported || this.step) };
+    const can = {
+      critic: this.summary.has_values,
+      recompute: this.summary.config !== null && (!this.exported || this.step),
+    };
     this.controls.set(this.state.mode, this.settings, this.changed, can);
     this.compare();
     this.showDetail();
@@ -257,7 +260,10 @@ export class Page {
     const slices = this.group.completions.map(({ length }) => {
       const from = offset;
       offset += length;
-      return { segmentIds: ids.subarray(from, offset), advantages: advantages.subarray(from, offset) };
+      return {
+        segmentIds: ids.subarray(from, offset),
+        advantages: advantages.subarray(from, offset),
+      };
     });
     if (this.step) return this.compareWithPython(slices);
     [this.served, this.servedCut] = [slices, answer.cut];
@@ -274,14 +280,20 @@ export class Page {
       const mine = this.creditOf(completion);
       for (let at = 0; at < completion.length; at++) {
         const theirs = slices[index].advantages[at];
-        worst = Math.max(worst, Math.abs(mine.advantages[at] - theirs) / Math.max(1, Math.abs(theirs)));
+        worst = Math.max(
+          worst,
+          Math.abs(mine.advantages[at] - theirs) / Math.max(1, Math.abs(theirs)),
+        );
         if (mine.segmentIds[at] !== slices[index].segmentIds[at]) moved++;
       }
     });
     const agrees = worst <= 1e-5 && moved === 0;
     this.verdict = agrees
       ? { state: "verified", text: "✓ checked by Python" }
-      : { state: "differs", text: `Python differs: ${show(worst)}, ${moved} tokens in other segments` };
+      : {
+          state: "differs",
+          text: `Python differs: ${show(worst)}, ${moved} tokens in other segments`,
+        };
     this.controls.say(...changeLine(this.lastChange, this.verdict));
   }
 
@@ -310,12 +322,18 @@ export class Page {
     const completion = this.group.completions[this.state.completion];
     if (!completion?.hasTokens) return this.frame.detail.replaceChildren();
     const at = Math.min(this.state.token, completion.length - 1);
-    const usable = this.step?.values && this.state.mode !== "grpo" && at >= 0 && this.step.inLoss[completion.row];
+    const usable =
+      this.step?.values &&
+      this.state.mode !== "grpo" &&
+      at >= 0 &&
+      this.step.inLoss[completion.row];
     const parts = usable
-      ? decompose(this.step, this.stepCredit(this.state.mode), this.settings, completion.row) : null;
+      ? decompose(this.step, this.stepCredit(this.state.mode), this.settings, completion.row)
+      : null;
     this.frame.detail.replaceChildren(
-      ...detailPanel(completion, this.creditOf(completion), at, this.cut, parts,
-        (token) => this.focus(this.state.completion, token)),
+      ...detailPanel(completion, this.creditOf(completion), at, this.cut, parts, (token) =>
+        this.focus(this.state.completion, token),
+      ),
     );
   }
 
@@ -346,7 +364,8 @@ export class Page {
 
   movePrompt(by) {
     const to = this.state.prompt + by;
-    if (to >= 0 && to < this.summary.groups) this.go({ prompt: to, completion: 0, token: DEFAULTS.token });
+    if (to >= 0 && to < this.summary.groups)
+      this.go({ prompt: to, completion: 0, token: DEFAULTS.token });
   }
 
   moveStep(by) {

@@ -46,7 +46,10 @@ export function completionPicture(title, label, completion, credit, numbers, sca
   }
   const height = y + 40;
   const picture = svg("svg", {
-    xmlns: "http://www.w3.org/2000/svg", width: WIDTH, height, viewBox: `0 0 ${WIDTH} ${height}`,
+    xmlns: "http://www.w3.org/2000/svg",
+    width: WIDTH,
+    height,
+    viewBox: `0 0 ${WIDTH} ${height}`,
     style: `font:${FONT};fill:#1d1f23`,
   });
   const range = `${label} ${show(scale.low)} … ${show(scale.high)}; a bar starts a segment`;
@@ -54,7 +57,8 @@ export function completionPicture(title, label, completion, credit, numbers, sca
     svg("rect", { width: WIDTH, height, fill: "#ffffff" }),
     svg("text", { x: PAD, y: 22, "font-weight": "bold" }, visible(title)),
     svg("text", { x: PAD, y: 40, fill: "#5c5f66" }, range),
-    shapes, letters,
+    shapes,
+    letters,
   );
   return picture;
 }

@@ -9,8 +9,8 @@ const FOLD_FROM = 8; // shared tokens worth folding away
 
 export class Reader {
   /** @param on {point, leave, pick}: pointer over a token, pointer gone, token chosen */
-  constructor(group, on, { foldable = true } = {}) {
-    this.group = group;
+  constructor(group, on, { foldable = true, compare = true } = {}) {
+    this.compare = compare; // mark what differs from training
     this.cards = [];
     this.focused = [-1, -1];
     const { shared, forkOf } = forks(group.completions);
@@ -18,7 +18,11 @@ export class Reader {
     group.completions.forEach((completion, index) => {
       this.cards.push(makeCard(completion, index, folds ? shared : 0, forkOf[index], on));
     });
-    this.columns = h("div", { class: "columns" }, this.cards.map((card) => card.element));
+    this.columns = h(
+      "div",
+      { class: "columns" },
+      this.cards.map((card) => card.element),
+    );
     this.element = h("div", {}, folds ? this.foldButton(shared) : null, this.columns);
   }
 
@@ -47,7 +51,12 @@ export class Reader {
     const numbers = this.cards.map((card, i) => colour.of(card.completion, credits[i]));
     const scale = common ?? makeScale(numbers.filter((array) => array));
     this.cards.forEach((card, i) => {
-      card.text.paint(numbers[i], scale, credits[i]);
+      card.text.paint(
+        numbers[i],
+        scale,
+        credits[i],
+        this.compare ? card.completion.saved : credits[i],
+      );
       card.strips?.update(credits[i]);
       const count = (credits[i].segmentIds.at(-1) ?? -1) + 1;
       card.count.textContent = `${count} segment${count === 1 ? "" : "s"}`;
@@ -78,12 +87,20 @@ export class Reader {
 
 function makeCard(completion, index, shared, fork, on) {
   const text = new CompletionText(completion, shared, fork);
-  const strips = completion.token_ids.length && completion.hasTokens
-    ? new Strips(completion, (at) => on.pick(index, at)) : null;
-  const tick = h("input", { type: "checkbox", "aria-label": `Select completion ${completion.completion + 1}` });
+  const strips =
+    completion.token_ids.length && completion.hasTokens
+      ? new Strips(completion, (at) => on.pick(index, at))
+      : null;
+  const tick = h("input", {
+    type: "checkbox",
+    "aria-label": `Select completion ${completion.completion + 1}`,
+  });
   const count = h("span", { class: "count" });
   text.element.setAttribute("role", "group");
-  text.element.setAttribute("aria-label", `Completion ${completion.completion + 1}, token by token`);
+  text.element.setAttribute(
+    "aria-label",
+    `Completion ${completion.completion + 1}, token by token`,
+  );
   text.element.addEventListener("mouseover", (event) => {
     const at = text.tokenAt(event);
     if (at >= 0 && completion.hasTokens) on.point(index, at, event.target);
@@ -96,8 +113,15 @@ function makeCard(completion, index, shared, fork, on) {
   const element = h(
     "article",
     { class: "card", "data-completion": completion.completion },
-    h("header", {}, h("label", {}, tick, ` #${completion.completion + 1}`), rewardChip(completion),
-      marks(completion), h("span", { class: "count" }, `${completion.length} tokens`), count),
+    h(
+      "header",
+      {},
+      h("label", {}, tick, ` #${completion.completion + 1}`),
+      rewardChip(completion),
+      marks(completion),
+      h("span", { class: "count" }, `${completion.length} tokens`),
+      count,
+    ),
     perFunction(completion),
     strips?.element,
     completion.length ? null : h("p", { class: "hint" }, "Empty completion."),
@@ -124,8 +148,13 @@ function marks(completion) {
 function perFunction(completion) {
   const names = Object.entries(completion.rewards);
   if (names.length < 1) return null;
-  return h("ul", { class: "rewards" }, names.map(([name, x]) =>
-    h("li", {}, h("span", {}, name), h("b", {}, x === null ? "none" : show(x)))));
+  return h(
+    "ul",
+    { class: "rewards" },
+    names.map(([name, x]) =>
+      h("li", {}, h("span", {}, name), h("b", {}, x === null ? "none" : show(x))),
+    ),
+  );
 }
 
 /** Underlines a segment without touching its class names, where the browser can. */

@@ -6,23 +6,37 @@ import { completionPicture, download, pngBlob, svgBlob } from "./picture.js";
 import { COLOURS } from "./scale.js";
 
 export function shareMenu(page) {
-  const item = (label, action) => h("button", {
-    onclick: async () => {
-      menu.open = false;
-      await page.attempt(action);
-    },
-  }, label);
+  const item = (label, action) =>
+    h(
+      "button",
+      {
+        onclick: async () => {
+          menu.open = false;
+          await page.attempt(action);
+        },
+      },
+      label,
+    );
   const name = () => `spo-${page.state.run}-step${page.state.step}-prompt${page.state.prompt + 1}`;
   const menu = h(
     "details",
     { class: "menu" },
     h("summary", {}, "Share"),
-    h("div", {},
+    h(
+      "div",
+      {},
       item("Copy link to this view", () => navigator.clipboard.writeText(location.href)),
-      page.exported ? null : item("Prompt group as HTML file", () => exportGroup(page, null, name())),
-      page.exported ? null : item("Ticked completions as HTML file", () => exportTicked(page, name())),
+      page.exported
+        ? null
+        : item("Prompt group as HTML file", () => exportGroup(page, null, name())),
+      page.exported
+        ? null
+        : item("Ticked completions as HTML file", () => exportTicked(page, name())),
       item("Completion as SVG", () => download(svgBlob(currentPicture(page)), `${name()}.svg`)),
-      item("Completion as PNG", async () => download(await pngBlob(currentPicture(page)), `${name()}.png`))),
+      item("Completion as PNG", async () =>
+        download(await pngBlob(currentPicture(page)), `${name()}.png`),
+      ),
+    ),
   );
   return menu;
 }

@@ -12,7 +12,9 @@ export class Strips {
     this.element = document.createElement("div");
     this.element.className = "strips";
     this.rows = {};
-    for (const name of completion.values ? ["entropy", "value", "advantage"] : ["entropy", "advantage"]) {
+    for (const name of completion.values
+      ? ["entropy", "value", "advantage"]
+      : ["entropy", "advantage"]) {
       this.rows[name] = this.addRow(name, onPick);
     }
     this.draw("entropy", completion.entropies);
@@ -37,7 +39,10 @@ export class Strips {
           onPick(Math.min(this.completion.length - 1, Math.floor(share * this.completion.length)));
         },
       },
-      area, below, cuts, marker,
+      area,
+      below,
+      cuts,
+      marker,
     );
     const row = document.createElement("div");
     row.className = "strip";

@@ -15,7 +15,11 @@ export const TABS = {
   training: "Training",
   search: "Search",
 };
-const MODE_TITLES = { grpo: "GRPO: one number per completion", spo: "SPO: per segment", ppo: "PPO: per token" };
+const MODE_TITLES = {
+  grpo: "GRPO: one number per completion",
+  spo: "SPO: per segment",
+  ppo: "PPO: per token",
+};
 
 export class Views {
   constructor(page) {
@@ -45,7 +49,9 @@ export class Views {
     const { page } = this;
     if (!page.step) {
       this.shown = null;
-      const hint = page.summary.in_browser ? "Loading the step…" : "Needs the whole step in the browser.";
+      const hint = page.summary.in_browser
+        ? "Loading the step…"
+        : "Needs the whole step in the browser.";
       return panel.replaceChildren(h("p", { class: "hint" }, hint));
     }
     const completion = page.group.completions[page.state.completion];
@@ -67,11 +73,21 @@ export class Views {
     const modes = page.summary.has_values ? ["grpo", "spo", "ppo"] : ["grpo", "spo"];
     this.shown = completion;
     this.columns = modes.map((mode) => {
-      const reader = new Reader({ completions: [completion] }, on, { foldable: false });
+      const reader = new Reader({ completions: [completion] }, on, {
+        foldable: false,
+        compare: false,
+      });
       return { mode, reader };
     });
-    panel.replaceChildren(h("div", { class: "columns modes" }, this.columns.map(({ mode, reader }) =>
-      h("section", { "data-mode": mode }, h("h3", {}, MODE_TITLES[mode]), reader.element))));
+    panel.replaceChildren(
+      h(
+        "div",
+        { class: "columns modes" },
+        this.columns.map(({ mode, reader }) =>
+          h("section", { "data-mode": mode }, h("h3", {}, MODE_TITLES[mode]), reader.element),
+        ),
+      ),
+    );
   }
 
   showTraining(panel) {
