@@ -11,3 +11,7 @@ format:
 
 test:
 	python -m pytest
+
+.PHONY: space
+space: ## build/space and build/space-static, ready to upload to Hugging Face Spaces
+	python spaces/assemble.py
