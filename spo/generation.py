@@ -14,6 +14,7 @@ from itertools import chain
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
@@ -60,7 +61,7 @@ def uniforms(seed: int, step: int, rows: np.ndarray, length: int) -> Float[np.nd
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     prompt_ids: list[list[int]],
     noise: Float[np.ndarray, "b T"],
     sampling: Sampling,
@@ -176,7 +177,8 @@ def invert_cdf(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"]) -> Int[
     target = (noise[:, None] * cumulative[:, -1:]).clamp(
         max=cumulative[:, -1:].nextafter(torch.zeros_like(cumulative[:, -1:]))
     )
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return tokens.clamp(max=logits.shape[-1] - 1)  # NaN logits: some token, the loss then stops
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -215,7 +217,11 @@ def completion_texts(
     """
     texts = processing_class.batch_decode(token_ids, skip_special_tokens=True)
     distinct = sorted({i for ids in token_ids for i in ids})
-    pieces = processing_class.batch_decode([[i] for i in distinct], skip_special_tokens=True)
+    pieces = (
+        processing_class.batch_decode([[i] for i in distinct], skip_special_tokens=True)
+        if distinct
+        else []  # batch_decode([]) is [""]
+    )
     piece_of = dict(zip(distinct, pieces, strict=True))
     ends = []
     for ids, text in zip(token_ids, texts, strict=True):
@@ -243,7 +249,7 @@ def _ends_in_context(processing_class, ids: list[int], text: str) -> list[int]:
     return ends
 
 
-def eos_token_ids(model: PreTrainedModel, processing_class) -> tuple[int, ...]:
+def eos_token_ids(model: PreTrainedModel | PeftModel, processing_class) -> tuple[int, ...]:
     """Every token that ends a completion: the model's generation config's and the tokenizer's."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
