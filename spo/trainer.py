@@ -22,6 +22,7 @@ from spo.advantages import Credit, assign_credit
 from spo.callbacks import Callbacks
 from spo.config import SPOConfig
 from spo.data import PromptBatches, prepare_prompts
+from spo.features import surprisal_features
 from spo.generation import (
     Completions,
     Sampling,
@@ -37,7 +38,7 @@ from spo.models import Network
 from spo.optimizers import build_optimizer, build_scheduler, make_accelerator
 from spo.reporting import PhaseTimer, Reporter
 from spo.rewards import CompletionRewards, load_reward_functions, score_completions
-from spo.rollouts import Rollouts, save_rollouts, stack_rows
+from spo.rollouts import Rollouts, pad_rows, save_rollouts, stack_rows
 from spo.scoring import score_rows
 from spo.update import Updater
 
@@ -95,7 +96,9 @@ class SPOTrainer:
 
         self.processing_class = resolve_tokenizer(model, processing_class)
         self.train_dataset = self._prepare(train_dataset, "train_dataset")
-        self.eval_dataset = eval_dataset and self._prepare(eval_dataset, "eval_dataset")
+        self.eval_dataset = None
+        if eval_dataset is not None:
+            self.eval_dataset = self._prepare(eval_dataset, "eval_dataset")
         self._load_rewards(reward_funcs, reward_processing_classes)
         self.output_dir = checkpoints.prepare_output_dir(self.args, self.accelerator)
         self.policy, self.reference, self.critic = models.build_networks(
@@ -213,17 +216,24 @@ class SPOTrainer:
             raise ValueError(
                 f"Step {step}: every completion is empty; check the end token and the prompts."
             )
+        self.updater.check_finite(rollouts)
         return rollouts
 
     def _token_columns(self, prompt_rows, samples: Completions) -> list[dict[str, Any]]:
         """What the networks say about every token of this process's rows."""
         prompt_ids = samples.prompt_ids or list(prompt_rows["prompt_ids"])
 
-        def scored(network: Network | None, *what: str) -> Sequence[Sequence | None]:
+        def scored(network: Network | None, *what: str, **features) -> Sequence[Sequence | None]:
             if network is None:
                 return [[None] * len(prompt_ids)] * len(what)
             return score_rows(
-                network, what, prompt_ids, samples.token_ids, self.accelerator, self.args
+                network,
+                what,
+                prompt_ids,
+                samples.token_ids,
+                self.accelerator,
+                self.args,
+                **features,
             )
 
         if samples.token_entropies is None or self.args.rollout_logprobs == "scoring":
@@ -231,7 +241,10 @@ class SPOTrainer:
         else:
             logprobs, entropies = samples.token_logprobs, samples.token_entropies
         (logprobs_ref,) = scored(self.reference, "logprobs")
-        (values,) = scored(self.critic, "values")
+        features = None
+        if self.args.value_features == "surprisal":
+            features = surprisal_features(*pad_rows(logprobs, entropies))
+        (values,) = scored(self.critic, "values", features=features)
         columns = {
             "prompt_ids": prompt_ids,
             "token_ids": samples.token_ids,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spo.advantages import Credit
 from spo.checkpoints import save_offending_rows
+from spo.features import surprisal_features
 from spo.losses import kl_k3, policy_loss, token_weights, value_loss
 from spo.models import Network
 from spo.rollouts import Rollouts
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; nothing was updated with it."""
+    """A loss, or what it is made of, became NaN or infinite; nothing was updated with it."""
 
 
 class Updater:
@@ -53,6 +54,17 @@ class Updater:
                 self._optimizer_update(rows)
         return self._metrics()
 
+    def check_finite(self, rollouts: Rollouts) -> None:
+        """Stop before any credit is assigned where a network says NaN or infinity."""
+        for name in ("token_entropies", "token_logprobs_old", "token_logprobs_ref", "token_values"):
+            numbers = getattr(rollouts, name)
+            rows = () if numbers is None else np.flatnonzero(~np.isfinite(numbers).all(1))
+            if len(rows):
+                self.step, self.rollouts = rollouts.step, rollouts
+                uncut = np.where(rollouts.completion_mask, 0, -1)
+                self.credit = Credit(uncut, np.zeros(uncut.shape, np.float32), None)
+                self._stop(f"{name} of {len(rows)} completions is not finite", rows)
+
     def _begin(self, step: int, rollouts: Rollouts, credit: Credit) -> None:
         """Take up a rollout batch."""
         self.mask = rollouts.loss_mask(self.args.mask_truncated_completions)
@@ -62,6 +74,11 @@ class Updater:
             row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)
         ]
         self.total_lengths = lengths + np.array([len(ids) for ids in rollouts.prompt_ids])
+        self.features = None
+        if self.args.value_features == "surprisal":
+            self.features = surprisal_features(
+                rollouts.token_logprobs_old, rollouts.token_entropies, rollouts.completion_mask
+            )
         self.sums: dict[str, float] = defaultdict(float)
         self.num_updates = 0
         self.num_policy_updates = 0
@@ -71,7 +88,7 @@ class Updater:
         """One step of the optimizer on the given rows (U of them, over all processes)."""
         trainer = self.trainer
         active = rows[self.mask[rows].any(1)]
-        self.num_rows = len(active)
+        self.rows = active
         longest_first = active[np.argsort(-self.total_lengths[active], kind="stable")]
         mine = longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
         self.weights = np.zeros(self.mask.shape, np.float32)
@@ -138,7 +155,7 @@ class Updater:
                 with self.accelerator.autocast():
                     loss = loss_of(network, hidden_states(decoder, batch), batch)
                 if not torch.isfinite(loss):
-                    self._stop(loss, chosen)
+                    self._stop(f"the loss is {loss.item()}", chosen)
                 self.accelerator.backward(loss)
 
     def _shrink(self, rows: np.ndarray) -> bool:
@@ -155,10 +172,10 @@ class Updater:
         )
         return True
 
-    def _stop(self, loss: Tensor, rows: np.ndarray) -> None:
+    def _stop(self, what: str, rows: np.ndarray) -> None:
         path = save_offending_rows(self.trainer, self.rollouts, self.credit, rows, self.step)
         raise NonFiniteLossError(
-            f"Step {self.step}: the loss is {loss.item()}; nothing was updated, the rows are in "
+            f"Step {self.step}: {what}; nothing was updated, the rows are in "
             f"{path} and the last checkpoint is intact. Lower the learning rate."
         )
 
@@ -199,7 +216,8 @@ class Updater:
         return result.loss
 
     def _value_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
-        values = batch.to_rows(token_values(network.head, states))
+        flat = token_values(network.head, states, batch.of_tokens(self.features))
+        values = batch.to_rows(flat)
         width = values.shape[1]
         loss = value_loss(
             values,
@@ -221,6 +239,8 @@ class Updater:
         for name, (network, limit) in updated.items():
             norm = torch.nn.utils.clip_grad_norm_(network.parameters, limit or float("inf"))
             self.norms[name] = norm.item()
+            if not norm.isfinite() and self.accelerator.scaler is None:  # a scaler skips the step
+                self._stop(f"the gradient norm is {norm.item()}", self.rows)
         optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
         self.rates = [group["lr"] for group in optimizer.param_groups]
         optimizer.step()
@@ -229,7 +249,7 @@ class Updater:
         self.num_updates += 1
 
     def _sum_over_processes(self, network: Network) -> None:
-        if self.accelerator.num_processes == 1 or self.num_rows == 0:
+        if self.accelerator.num_processes == 1 or len(self.rows) == 0:
             return
         for parameter in network.parameters:
             if parameter.grad is None:  # this process had no rows
