@@ -11,8 +11,8 @@ from inspector_fixtures import from_pieces
 from spo.advantages import Credit, assign_credit
 from spo.config import SPOConfig
 from spo.inspector.export import bundle
-from spo.inspector.reading import Step
-from spo.inspector.views import CREDIT_FIELDS, credit_inputs
+from spo.inspector.reading import CREDIT_FIELDS, Step
+from spo.inspector.views import credit_inputs
 from spo.inspector.whatif import what_if
 
 SCRIPT = """
@@ -101,6 +101,25 @@ def test_browser_and_python_assign_the_same_credit():
                 mine["advantages"], theirs, rtol=1e-6, atol=1e-6, err_msg=str(config)
             )
             assert mine["cut"] == credit.entropy_threshold
+
+
+class Recorder:
+    """A configuration that notes which of its fields are read."""
+
+    def __init__(self, config):
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 4])
+def test_credit_fields_are_all_that_credit_reads(seed):
+    step = random_step(seed)
+    recorder = Recorder(step.config)
+    assign_credit(step.rollouts, recorder)
+    assert recorder.read <= set(CREDIT_FIELDS)
 
 
 def test_what_if_with_saved_settings_is_what_training_did():

@@ -35,6 +35,22 @@ MAX_BYTES = 1 << 28
 
 TEXT = ("prompt", "completion")
 OPTIONAL = ("token_logprobs_ref", "token_values", "token_returns", "rewards_by_function")
+CREDIT_FIELDS = (
+    "entropy_percentile",
+    "gamma",
+    "lam",
+    "lam_critic",
+    "advantage_level",
+    "normalize_advantages",
+    "segment_value",
+    "scale_rewards",
+    "mask_truncated_completions",
+    "kl_in_reward",
+    "beta",
+)
+"""What `assign_credit` reads of a configuration. The rest of a saved one is not looked at, so that
+files of other versions open."""
+
 REDUCED_MISSING = (
     "token ids and text offsets",
     "entropies",
@@ -53,7 +69,7 @@ class Step:
     Attributes:
         rollouts, credit: as saved. In reduced mode every completion is one pseudo-token that
             spans its text and carries the saved advantage.
-        config: what the trainer used; None in reduced mode.
+        config: what the trainer used, as far as CREDIT_FIELDS go; None in reduced mode.
         missing: what the file does not hold, in words; not empty in reduced mode.
     """
 
@@ -136,9 +152,9 @@ def _checked_details(details: dict, name: str) -> dict:
     return details
 
 
-def _config(fields: dict, name: str) -> SPOConfig:
+def _config(saved: dict, name: str) -> SPOConfig:
     try:
-        return SPOConfig(**fields)
+        return SPOConfig(**{field: saved[field] for field in CREDIT_FIELDS if field in saved})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} carries a configuration this version rejects: {error}") from error
 

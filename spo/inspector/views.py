@@ -13,27 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spo.inspector.reading import Step
+from spo.inspector.reading import CREDIT_FIELDS, Step
 from spo.inspector.text import char_ends
 from spo.segments import segment_starts
 
 PAGE_SIZE = 200
 MAX_BROWSER_TOKENS = 1 << 20
 """Steps up to this size are sent whole, so that the browser can recompute credit by itself."""
-
-CREDIT_FIELDS = (
-    "entropy_percentile",
-    "gamma",
-    "lam",
-    "advantage_level",
-    "normalize_advantages",
-    "segment_value",
-    "scale_rewards",
-    "mask_truncated_completions",
-    "kl_in_reward",
-    "beta",
-)
-"""The configuration that `assign_credit` reads for the advantages."""
 
 SORT_KEYS = ("position", "reward", "length", "segments", "advantage")
 
