@@ -177,7 +177,8 @@ def invert_cdf(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"]) -> Int[
     target = (noise[:, None] * cumulative[:, -1:]).clamp(
         max=cumulative[:, -1:].nextafter(torch.zeros_like(cumulative[:, -1:]))
     )
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return tokens.clamp(max=logits.shape[-1] - 1)  # NaN logits: some token, the loss then stops
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -216,7 +217,11 @@ def completion_texts(
     """
     texts = processing_class.batch_decode(token_ids, skip_special_tokens=True)
     distinct = sorted({i for ids in token_ids for i in ids})
-    pieces = processing_class.batch_decode([[i] for i in distinct], skip_special_tokens=True)
+    pieces = (
+        processing_class.batch_decode([[i] for i in distinct], skip_special_tokens=True)
+        if distinct
+        else []  # batch_decode([]) is [""]
+    )
     piece_of = dict(zip(distinct, pieces, strict=True))
     ends = []
     for ids, text in zip(token_ids, texts, strict=True):
