@@ -110,7 +110,7 @@ def write_leg_counting(entry: dict, writer: Writer) -> str:
 
 
 CHAIN_SUM_QUESTION = "State the final answer to the following arithmetic problem: "
-LEG_COUNTING_QUESTION = QUESTION_TEMPLATE.partition("{")[0]
+LEGS_QUESTION = QUESTION_TEMPLATE.partition("{")[0]
 TASKS = {
     "chain_sum": Task(
         {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
@@ -119,7 +119,7 @@ TASKS = {
     ),
     "leg_counting": Task(
         {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9},
-        (LEG_COUNTING_QUESTION, ", ", "?\n", *TAGS, *OPENERS, *(f" {name}" for name in ANIMALS)),
+        (LEGS_QUESTION, ", ", "?\n", *TAGS, *OPENERS, *(f" {name}" for name in ANIMALS)),
         write_leg_counting,
     ),
 }
@@ -175,7 +175,7 @@ def pretrain(model, batches, steps: int, learning_rate: float) -> None:
 
 def accuracy(model, tokenizer, problems, do_sample: bool) -> float:
     """Share of the problems whose answer gets the verifier's full score."""
-    entries, model = list(problems), model.eval()
+    entries = list(problems)
     prompts = tokenizer([e["question"] for e in entries], padding=True, return_tensors="pt")
     token_ids = model.generate(**prompts, max_new_tokens=128, do_sample=do_sample)
     completion_ids = token_ids[:, prompts["input_ids"].shape[1] :]
@@ -188,7 +188,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--task", choices=TASKS, default="chain_sum")
     parser.add_argument("--task_options", nargs="*", default=[], help="of reasoning-gym: NAME=INT")
-    parser.add_argument("--wrong_step_fraction", type=float, default=0.14)
+    parser.add_argument("--wrong_step_fraction", type=float, default=0.16)
     parser.add_argument("--fillers", type=int, default=4, choices=range(len(OPENERS) + 1))
     parser.add_argument("--width", type=int, default=96, help="a multiple of 8")
     parser.add_argument("--layers", type=int, default=3)
@@ -209,6 +209,7 @@ def make_model(args: argparse.Namespace, tokenizer) -> transformers.LlamaForCaus
     sizes |= {"hidden_size": args.width, "intermediate_size": args.width * 8 // 3}
     sizes |= {"num_hidden_layers": args.layers, "num_attention_heads": 4}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    sizes |= {"initializer_range": args.width**-0.5}  # learns sums far faster than the usual 0.02
     config = transformers.LlamaConfig(tie_word_embeddings=True, bos_token_id=None, **sizes, **ends)
     model = transformers.LlamaForCausalLM(config)
     # top_k=0: draw from all tokens, where generate() would take the best 50
@@ -227,8 +228,6 @@ def main(argv: list[str] | None = None) -> None:
     batches = make_batches(args, tokenizer, {entry["question"] for entry in held_out})
     pretrain(model, batches, args.steps, args.learning_rate)
 
-    sampled = accuracy(model, tokenizer, held_out, do_sample=True)
-    greedy = accuracy(model, tokenizer, held_out, do_sample=False)
     writer = Writer(random.Random(args.seed), args.wrong_step_fraction, args.fillers)
     scores = [held_out.score_answer(extract_answer(task.write(e, writer)), e) for e in held_out]
     facts = {
@@ -236,14 +235,14 @@ def main(argv: list[str] | None = None) -> None:
         "parameters": model.num_parameters(),
         "openers": ", ".join(repr(opener.strip()) for opener in OPENERS[: args.fillers]),
         "wrong_solutions": 1 - scores.count(1.0) / len(scores),
-        "sampled": sampled,
-        "greedy": greedy,
+        "sampled": accuracy(model, tokenizer, held_out, do_sample=True),
+        "greedy": accuracy(model, tokenizer, held_out, do_sample=False),
         "example": task.write(held_out[0], writer).replace("\n", "\n    "),
     }
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     (args.output_dir / "README.md").write_text(MODEL_CARD.format(**vars(args), **facts))
-    print(f"{args.output_dir}: accuracy {sampled:.3f} sampled, {greedy:.3f} greedy")
+    print("{output_dir}: {sampled:.3f} sampled, {greedy:.3f} greedy".format(**vars(args), **facts))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,15 @@ tokenizers = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the script trains: with models this small, more threads only wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 def problems_of(task_name: str, size: int = 100):
     return create_dataset(task_name, size=size, seed=3, **script.TASKS[task_name].options)
 
@@ -59,13 +68,13 @@ def test_asset_is_small_and_loads_offline():
 
 
 def test_asset_solves_problems_it_was_not_trained_on():
-    problems = problems_of("chain_sum")
+    problems = problems_of("chain_sum", size=60)
     model = AutoModelForCausalLM.from_pretrained(ASSET)
     greedy = script.accuracy(model, tokenizers["asset"], problems, do_sample=False)
     torch.manual_seed(0)
     sampled = script.accuracy(model, tokenizers["asset"], problems, do_sample=True)
-    assert 0.25 < sampled < 0.6
-    assert greedy > 0.8  # what reinforcement learning can reach by sharpening alone
+    assert 0.35 < sampled < 0.7
+    assert greedy > 0.95  # what reinforcement learning can reach by sharpening alone
 
 
 # --------------------------------------------------------------------------------------- tokenizer
