@@ -20,7 +20,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from spo.inspector.agents import agent_functions
+from spo.inspector.agents import Agents
 from spo.inspector.folder import Folder
 from spo.inspector.server import page_functions
 
@@ -71,7 +71,7 @@ def build(folder: Folder, mcp: bool = False) -> gr.Blocks:
             apply_default_css=False,
             server_functions=page_functions(folder),
         )
-        for function in agent_functions(folder) if mcp else []:
+        for function in Agents(folder).tools if mcp else []:
             gr.api(function, api_name=function.__name__)
     return page
 

@@ -114,10 +114,10 @@ def test_nothing_is_public_unless_asked(app):
 
 
 def test_agents_get_three_typed_functions():
-    from spo.inspector.agents import agent_functions
+    from spo.inspector.agents import Agents
     from spo.inspector.folder import Folder
 
-    list_steps, get_group, find_segments = agent_functions(Folder(SAMPLES))
+    list_steps, get_group, find_segments = Agents(Folder(SAMPLES)).tools
     steps = list_steps("quickstart")["steps"]
     group = get_group("quickstart", steps[-1], 0)
     assert group["credit_check"]["state"] == "verified"

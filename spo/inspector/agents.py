@@ -9,18 +9,39 @@ from spo.inspector.reading import read_step
 from spo.inspector.views import completion_brief, group_rows, row_statistics
 
 
-def agent_functions(folder: Folder) -> list[Callable]:
-    """The functions, bound to the one folder they may read; agents see their docstrings."""
+def refusals_as_answers(function: Callable[..., dict]) -> Callable[..., dict]:
+    """The same function returning {"error": sentence} for what a caller can cause."""
 
-    def list_steps(run: str = "") -> dict:
+    @wraps(function)
+    def answer(*args, **kwargs) -> dict:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            return {"error": str(error)}
+
+    return answer
+
+
+class Agents:
+    """The tools, bound to the one folder they may read; clients see their docstrings."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+
+    @property
+    def tools(self) -> list[Callable[..., dict]]:
+        return [self.list_steps, self.get_group, self.find_segments]
+
+    @refusals_as_answers
+    def list_steps(self, run: str = "") -> dict:
         """List the runs of the folder and the saved training steps of one of them.
 
         Args:
             run: name of a run; empty: the last one.
         """
-        runs = list(folder.runs())
+        runs = list(self.folder.runs())
         chosen = run or runs[-1]
-        steps = folder.steps(chosen)
+        steps = self.folder.steps(chosen)
         return {
             "runs": runs,
             "run": chosen,
@@ -28,7 +49,8 @@ def agent_functions(folder: Folder) -> list[Callable]:
             "skipped": steps.skipped,
         }
 
-    def get_group(run: str, step: int, group: int) -> dict:
+    @refusals_as_answers
+    def get_group(self, run: str, step: int, group: int) -> dict:
         """Read one prompt, its completions with rewards, and where their credit went.
 
         Args:
@@ -36,7 +58,7 @@ def agent_functions(folder: Folder) -> list[Callable]:
             step: a saved step.
             group: position of the prompt in the step, from 0.
         """
-        found = read_step(folder.step_path(run, step))
+        found = read_step(self.folder.step_path(run, step))
         rows = group_rows(found, group)
         statistics = row_statistics(found)
         completions = [
@@ -51,7 +73,9 @@ def agent_functions(folder: Folder) -> list[Callable]:
             "calibration": views.calibration(found),
         }
 
+    @refusals_as_answers
     def find_segments(
+        self,
         run: str,
         advantage_min: float | None = None,
         advantage_max: float | None = None,
@@ -75,22 +99,7 @@ def agent_functions(folder: Folder) -> list[Callable]:
             "entropy_min": entropy_min,
             "text": text,
         }
-        answer = search.find_in_run(folder.steps(run).paths, read_step, query, start)
+        answer = search.find_in_run(self.folder.steps(run).paths, read_step, query, start)
         for name in ("counts", "skipped"):  # Gradio's encoder wants text as keys
             answer[name] = {str(step): value for step, value in answer[name].items()}
         return answer
-
-    return [refusals_as_answers(f) for f in (list_steps, get_group, find_segments)]
-
-
-def refusals_as_answers(function: Callable[..., dict]) -> Callable[..., dict]:
-    """The same function returning {"error": sentence} for what a caller can cause."""
-
-    @wraps(function)
-    def answer(*args, **kwargs) -> dict:
-        try:
-            return function(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            return {"error": str(error)}
-
-    return answer

@@ -9,7 +9,6 @@ of ours and stays one.
 
 import json
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from spo.inspector import export, search, views, whatif
@@ -21,91 +20,35 @@ Query = dict[str, Any]
 
 def page_functions(folder: Folder) -> list[Callable[[Query], str]]:
     """The server functions of the page, bound to the one folder it may read."""
-
-    def step_of(query: Query) -> Step:
-        return read_step(folder.step_path(text(query, "run"), integer(query, "step")))
-
-    def list_runs(query: Query) -> dict:
-        return {"runs": list(folder.runs())}
-
-    def list_steps(query: Query) -> dict:
-        steps = folder.steps(text(query, "run"))
-        return {"steps": list(steps.paths), "skipped": steps.skipped}
-
-    def get_curves(query: Query) -> dict:
-        return {"curves": folder.curves(text(query, "run"))}
-
-    def get_step(query: Query) -> dict:
-        step = step_of(query)
-        return views.step_summary(step) | {"check": whatif.check_saved(step)}
-
-    def get_credit_inputs(query: Query) -> dict:
-        step = step_of(query)
-        if step.config is None or step.rollouts.lengths.sum() > views.MAX_BROWSER_TOKENS:
-            raise ValueError("This step is not recomputed in the browser.")
-        return views.credit_inputs(step)
-
-    def find_completions(query: Query) -> dict:
-        return views.find_completions(step_of(query), query)
-
-    def get_group(query: Query) -> dict:
-        return views.group_view(step_of(query), integer(query, "group"))
-
-    def recompute(query: Query) -> dict:
-        settings = query.get("settings")
-        if not isinstance(settings, dict):
-            raise ValueError("recompute needs settings.")
-        return whatif.recompute(step_of(query), integer(query, "group"), settings)
-
-    def find_segments(query: Query) -> dict:
-        paths = folder.steps(text(query, "run")).paths
-        return search.find_in_run(paths, read_step, query, integer(query, "start"))
-
-    def find_prompt(query: Query) -> dict:
-        paths = folder.steps(text(query, "run")).paths
-        return search.find_prompt(paths, read_step, text(query, "prompt"), integer(query, "start"))
-
-    def export_group(query: Query) -> dict:
-        place = {key: query.get(key) for key in ("run", "step", "group")}
-        rows = query.get("rows")
-        if rows is not None and not all(type(row) is int for row in rows):
-            raise ValueError("rows must be a list of positions in the group.")
-        html = export.export_group(
-            step_of(query), integer(query, "group"), rows, place, str(query.get("address", ""))
-        )
-        return {"html": html}
-
-    return [
-        envelope(function)
-        for function in (
-            list_runs,
-            list_steps,
-            get_curves,
-            get_step,
-            get_credit_inputs,
-            find_completions,
-            get_group,
-            recompute,
-            find_segments,
-            find_prompt,
-            export_group,
-        )
-    ]
+    functions = (
+        list_runs,
+        list_steps,
+        get_curves,
+        get_step,
+        get_credit_inputs,
+        find_completions,
+        get_group,
+        recompute,
+        find_segments,
+        find_prompt,
+        export_group,
+    )
+    return [envelope(function, folder) for function in functions]
 
 
-def envelope(function: Callable[[Query], dict]) -> Callable[[Query], str]:
-    """The same function answering with JSON text that says whether it worked."""
+def envelope(function: Callable[[Folder, Query], dict], folder: Folder) -> Callable[[Query], str]:
+    """The function on one folder, answering with JSON text that says whether it worked."""
 
-    @wraps(function)
     def answer(query: Query) -> str:
         try:
             if not isinstance(query, dict):
                 raise ValueError("A request is one JSON object.")
-            result = {"ok": True, **function(query)}
+            result = {"ok": True, **function(folder, query)}
         except (ValueError, OSError) as error:
             result = {"ok": False, "error": str(error)}
         return json.dumps(result, allow_nan=False)
 
+    answer.__name__ = function.__name__  # the name the page calls
     return answer
 
 
@@ -121,3 +64,66 @@ def integer(query: Query, key: str) -> int:
     if type(value) is not int:
         raise ValueError(f"{key}={value!r} is not a whole number.")
     return value
+
+
+def step_of(folder: Folder, query: Query) -> Step:
+    return read_step(folder.step_path(text(query, "run"), integer(query, "step")))
+
+
+def list_runs(folder: Folder, query: Query) -> dict:
+    return {"runs": list(folder.runs())}
+
+
+def list_steps(folder: Folder, query: Query) -> dict:
+    steps = folder.steps(text(query, "run"))
+    return {"steps": list(steps.paths), "skipped": steps.skipped}
+
+
+def get_curves(folder: Folder, query: Query) -> dict:
+    return {"curves": folder.curves(text(query, "run"))}
+
+
+def get_step(folder: Folder, query: Query) -> dict:
+    step = step_of(folder, query)
+    return views.step_summary(step) | {"check": whatif.check_saved(step)}
+
+
+def get_credit_inputs(folder: Folder, query: Query) -> dict:
+    step = step_of(folder, query)
+    if not views.fits_browser(step):
+        raise ValueError("This step is not recomputed in the browser.")
+    return views.credit_inputs(step)
+
+
+def find_completions(folder: Folder, query: Query) -> dict:
+    return views.find_completions(step_of(folder, query), query)
+
+
+def get_group(folder: Folder, query: Query) -> dict:
+    return views.group_view(step_of(folder, query), integer(query, "group"))
+
+
+def recompute(folder: Folder, query: Query) -> dict:
+    settings = query.get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError("recompute needs settings.")
+    return whatif.recompute(step_of(folder, query), integer(query, "group"), settings)
+
+
+def find_segments(folder: Folder, query: Query) -> dict:
+    paths = folder.steps(text(query, "run")).paths
+    return search.find_in_run(paths, read_step, query, integer(query, "start"))
+
+
+def find_prompt(folder: Folder, query: Query) -> dict:
+    paths = folder.steps(text(query, "run")).paths
+    return search.find_prompt(paths, read_step, text(query, "prompt"), integer(query, "start"))
+
+
+def export_group(folder: Folder, query: Query) -> dict:
+    rows = query.get("rows")
+    if rows is not None and not (isinstance(rows, list) and all(type(row) is int for row in rows)):
+        raise ValueError("rows must be a list of positions in the group.")
+    place = {key: query.get(key) for key in ("run", "step", "group")}
+    group, address = integer(query, "group"), str(query.get("address", ""))
+    return {"html": export.export_group(step_of(folder, query), group, rows, place, address)}

@@ -168,8 +168,13 @@ def step_summary(step: Step) -> dict[str, Any]:
         "cut": credit.entropy_threshold,
         "histogram": np.bincount(segments).tolist() if len(segments) else [],
         "calibration": calibration(step),
-        "in_browser": bool(step.config) and int(rollouts.lengths.sum()) <= MAX_BROWSER_TOKENS,
+        "in_browser": fits_browser(step),
     }
+
+
+def fits_browser(step: Step) -> bool:
+    """Whether the page recomputes credit itself; else it asks the server for every answer."""
+    return step.config is not None and int(step.rollouts.lengths.sum()) <= MAX_BROWSER_TOKENS
 
 
 def mean_known(x: np.ndarray) -> float:
