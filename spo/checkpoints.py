@@ -194,6 +194,8 @@ def _save_critic(trainer: "SPOTrainer", folder: Path) -> None:
     """A sequence-classification checkpoint, or, on a shared base, an adapter of one."""
     critic = trainer.critic
     trainer.processing_class.save_pretrained(folder)
+    if isinstance(critic.head, models.SurprisalHead):
+        save_file(critic.head.path.state_dict(), folder / models.SURPRISAL_FILE)
     if critic.model is not trainer.policy.model:
         critic.model.save_pretrained(folder)
         return

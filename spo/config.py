@@ -159,6 +159,12 @@ class SPOConfig:
     cliprange_value: float | None = option(
         None, "Clip range of the value around its rollout value (PPO); None: not clipped.", CRITIC
     )
+    value_features: Literal["none", "surprisal"] = option(
+        "none",
+        "'surprisal': the value head also sees how unlikely the path so far was (last, largest and "
+        "mean surprisal, entropy): known before the token, so the gradient stays unbiased.",
+        CRITIC,
+    )
     lam_critic: float = option(
         1.0, "GAE lambda of the critic's targets; 1 = Monte Carlo returns (VC-PPO).", CRITIC
     )

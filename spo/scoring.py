@@ -68,6 +68,14 @@ class MicroBatch:
         """The sampled tokens."""
         return self.input_ids[self.token_rows, self.state_columns + 1]
 
+    def of_tokens(self, array: Float[np.ndarray, "B T F"] | None) -> Float[Tensor, "N F"] | None:
+        """A rollout batch's array at this micro-batch's tokens, float32 on its device."""
+        if array is None:
+            return None
+        rows, columns = self.token_rows.cpu().numpy(), self.token_columns.cpu().numpy()
+        chosen = torch.from_numpy(array[self.rows[rows], columns].astype(np.float32))
+        return chosen.to(self.input_ids.device)
+
     def to_rows(self, flat: Float[Tensor, " N"]) -> Float[Tensor, "b T"]:
         """(N,) -> (b, T), zero on padding; differentiable."""
         num_columns = int(self.token_columns.max()) + 1 if len(flat) else 0
@@ -111,10 +119,16 @@ def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]
     return states_before_tokens(output.last_hidden_state, batch)
 
 
-def token_values(value_head: nn.Module, states: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
-    """V(s_t) from the state before token t, in float32."""
+def token_values(
+    value_head: nn.Module,
+    states: Float[Tensor, "N H"],
+    features: Float[Tensor, "N F"] | None = None,
+) -> Float[Tensor, " N"]:
+    """V(s_t) from the state before token t (and what the path to it cost), in float32."""
     with torch.autocast(states.device.type, enabled=False):
-        return value_head(states.to(value_head.weight.dtype)).squeeze(-1).float()
+        states = states.to(value_head.weight.dtype)
+        values = value_head(states) if features is None else value_head(states, features)
+        return values.squeeze(-1).float()
 
 
 @torch.no_grad()
@@ -125,11 +139,12 @@ def score_rows(
     token_ids: list[list[int]],
     accelerator: Accelerator,
     config: SPOConfig,
+    features: Float[np.ndarray, "b T F"] | None = None,
 ) -> list[list[np.ndarray]]:
     """One forward pass of a network over all rows, without gradient.
 
     Returns a list per name in `what`, holding one float32 array (length of the completion,) per
-    row.
+    row. `features` are for a value head that reads them.
     """
     lengths = np.array([len(ids) for ids in token_ids])
     totals = lengths + np.array([len(ids) for ids in prompt_ids])
@@ -145,7 +160,7 @@ def score_rows(
             batch = MicroBatch.build(rows, prompt_ids, token_ids, accelerator.device)
             states = hidden_states(decoder, batch)
             if "values" in what:
-                flat = {"values": token_values(network.head, states)}
+                flat = {"values": token_values(network.head, states, batch.of_tokens(features))}
             else:
                 names = ("logprobs", "entropies")
                 flat = dict(zip(names, _score_tokens(network, states, batch, config), strict=True))
