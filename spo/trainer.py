@@ -22,6 +22,7 @@ from spo.advantages import Credit, assign_credit
 from spo.callbacks import Callbacks
 from spo.config import SPOConfig
 from spo.data import PromptBatches, prepare_prompts
+from spo.features import surprisal_features
 from spo.generation import (
     Completions,
     Sampling,
@@ -37,7 +38,7 @@ from spo.models import Network
 from spo.optimizers import build_optimizer, build_scheduler, make_accelerator
 from spo.reporting import PhaseTimer, Reporter
 from spo.rewards import CompletionRewards, load_reward_functions, score_completions
-from spo.rollouts import Rollouts, save_rollouts, stack_rows
+from spo.rollouts import Rollouts, pad_rows, save_rollouts, stack_rows
 from spo.scoring import score_rows
 from spo.update import Updater
 
@@ -222,11 +223,17 @@ class SPOTrainer:
         """What the networks say about every token of this process's rows."""
         prompt_ids = samples.prompt_ids or list(prompt_rows["prompt_ids"])
 
-        def scored(network: Network | None, *what: str) -> Sequence[Sequence | None]:
+        def scored(network: Network | None, *what: str, **features) -> Sequence[Sequence | None]:
             if network is None:
                 return [[None] * len(prompt_ids)] * len(what)
             return score_rows(
-                network, what, prompt_ids, samples.token_ids, self.accelerator, self.args
+                network,
+                what,
+                prompt_ids,
+                samples.token_ids,
+                self.accelerator,
+                self.args,
+                **features,
             )
 
         if samples.token_entropies is None or self.args.rollout_logprobs == "scoring":
@@ -234,7 +241,10 @@ class SPOTrainer:
         else:
             logprobs, entropies = samples.token_logprobs, samples.token_entropies
         (logprobs_ref,) = scored(self.reference, "logprobs")
-        (values,) = scored(self.critic, "values")
+        features = None
+        if self.args.value_features == "surprisal":
+            features = surprisal_features(*pad_rows(logprobs, entropies))
+        (values,) = scored(self.critic, "values", features=features)
         columns = {
             "prompt_ids": prompt_ids,
             "token_ids": samples.token_ids,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spo.advantages import Credit
 from spo.checkpoints import save_offending_rows
+from spo.features import surprisal_features
 from spo.losses import kl_k3, policy_loss, token_weights, value_loss
 from spo.models import Network
 from spo.rollouts import Rollouts
@@ -73,6 +74,11 @@ class Updater:
             row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)
         ]
         self.total_lengths = lengths + np.array([len(ids) for ids in rollouts.prompt_ids])
+        self.features = None
+        if self.args.value_features == "surprisal":
+            self.features = surprisal_features(
+                rollouts.token_logprobs_old, rollouts.token_entropies, rollouts.completion_mask
+            )
         self.sums: dict[str, float] = defaultdict(float)
         self.num_updates = 0
         self.num_policy_updates = 0
@@ -210,7 +216,8 @@ class Updater:
         return result.loss
 
     def _value_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
-        values = batch.to_rows(token_values(network.head, states))
+        flat = token_values(network.head, states, batch.of_tokens(self.features))
+        values = batch.to_rows(flat)
         width = values.shape[1]
         loss = value_loss(
             values,
