@@ -3,6 +3,7 @@
 import atexit
 import functools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import inspector_fixtures as fixtures
+import numpy as np
 import pytest
 
+from spo.inspector.reading import read_step
+
 REPOSITORY = Path(__file__).parent.parent
+STEPS = (1, 2, 3, 5)
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
     "--headless",
@@ -100,7 +105,7 @@ def shared_server() -> tuple[Path, Server]:
     browser_context()  # skips before a server is started
     root = Path(tempfile.mkdtemp(prefix="spo-inspector-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    fixtures.write_run(root / "alpha", steps=(1, 2, 3, 5))
+    fixtures.write_run(root / "alpha", steps=STEPS)
     fixtures.write_run(root / "nocritic", steps=(1,), critic=False)
     fixtures.write_payloads(root)
     fixtures.write_trl(root)
@@ -144,3 +149,16 @@ class Visit:
 
     def wait(self, condition: str):
         self.page.wait_for_function(condition)
+
+
+def saved(root, step=2):
+    return read_step(root / "alpha" / "rollouts" / f"step-{step:06d}.parquet")
+
+
+CARD = "document.querySelectorAll('.card')"
+
+
+def shown_ids(opened, card=0):
+    """Segment ids as drawn: a cut or split token starts one."""
+    names = opened.ask(f"[...{CARD}[{card}].querySelectorAll('.t')].map((t) => t.className)")
+    return np.cumsum([bool(re.search(r"\b(cut|split)\b", name)) for name in names])

@@ -6,16 +6,13 @@ import urllib.request
 from urllib.parse import quote
 
 import pytest
-from inspector_browser import Visit, shared_server
+from inspector_browser import Visit
 from inspector_fixtures import MARKUP_NAME, PAYLOADS
+
+pytest_plugins = ["inspector_plugin"]
 
 ADDRESS = "window.pwned"
 RUN = f"run={quote(MARKUP_NAME)}"
-
-
-@pytest.fixture(scope="module")
-def server():
-    return shared_server()[1]
 
 
 def calm(page) -> bool:

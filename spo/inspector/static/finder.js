@@ -9,7 +9,7 @@ const RANGES = {
   segments: "segments",
   advantage: "largest |A|",
 };
-const SORTS = { position: "order in the batch", ...RANGES };
+const SORTS = { position: "batch order", ...RANGES };
 
 export class Finder {
   /** @param page its server, its run and step, and go() */

@@ -144,6 +144,7 @@ export class Frame {
   }
 
   showNothing() {
+    this.badge.hidden = true;
     this.completions.replaceChildren(h("p", { class: "hint" }, "This step cannot be shown."));
     this.detail.replaceChildren();
   }
@@ -174,6 +175,7 @@ export class Frame {
     this.drawMetric();
     const { check, missing } = summary;
     const { text, state, title } = badgeOf(check);
+    this.badge.hidden = false;
     this.badge.textContent = text;
     this.badge.className = `badge ${state}`;
     this.badge.title = title;

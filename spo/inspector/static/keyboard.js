@@ -44,7 +44,8 @@ export function listen(root, page) {
     if (event.key.startsWith("Arrow") && !event.target.closest(".text") && page.state.token < 0)
       return;
     const action = actions[event.key];
-    if (!action) return;
+    const opened = page.group || ["[", "]", "?"].includes(event.key);
+    if (!action || !opened) return;
     event.preventDefault();
     action();
   });

@@ -93,7 +93,7 @@ export class Views {
   showTraining(panel) {
     const { page } = this;
     const grid = curveGrid(page.curves, page.state.step, (step) => page.frame.goNear(step));
-    panel.replaceChildren(h("h3", {}, "Curves"), grid, this.history.element);
+    panel.replaceChildren(this.history.element, h("h3", {}, "Curves"), grid);
     if (page.summary.config) this.history.open();
     else this.history.progress.textContent = "This file holds no tokens to align.";
   }
