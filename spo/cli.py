@@ -101,7 +101,7 @@ def _add_flag(
     kind = kinds[0]
     default = _default(field)
     text = field.metadata["help"].replace("%", "%%")
-    if default not in (None, "", False, [], {}):
+    if default not in (None, "", [], {}) and default is not False:
         text += f" [{default}]"
     options: dict[str, Any] = {"help": text, "default": None, "metavar": _metavar(kind)}
     if kind is bool:

@@ -233,19 +233,25 @@ def completion_texts(
 
 
 def _ends_in_context(processing_class, ids: list[int], text: str) -> list[int]:
-    """Token ends where tokens cannot be decoded alone: decode every prefix.
+    """Token ends where tokens cannot be decoded alone: decode each behind the few before it.
 
-    A prefix that breaks inside a character decodes to something that is no prefix of the text;
-    its end is then where the last whole character ended.
+    What is decoded twice is ids[context:done], whose text is known; a token that leaves a
+    character unfinished (U+FFFD) waits for the token that finishes it.
     """
-    ends, end = [], 0
+
+    def decode(start, stop):
+        return processing_class.decode(ids[start:stop], skip_special_tokens=True)
+
+    ends, end, context, done = [], 0, 0, 0
+    limit = len(text.encode())
     for count in range(1, len(ids) + 1):
-        prefix = processing_class.decode(ids[:count], skip_special_tokens=True).rstrip("\ufffd")
-        if text.startswith(prefix):
-            end = max(end, len(prefix.encode()))
+        known, seen = decode(context, done), decode(context, count)
+        if len(seen) > len(known) and not seen.endswith("\ufffd"):
+            end = min(end + len(seen[len(known) :].encode()), limit)
+            context, done = done, count
         ends.append(end)
     if ends:
-        ends[-1] = len(text.encode())
+        ends[-1] = limit
     return ends
 
 

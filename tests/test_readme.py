@@ -1,5 +1,6 @@
 """The README's generated blocks are what their sources say."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,8 +16,6 @@ def test_generated_blocks_are_up_to_date():
 
 
 def test_recipes_and_scripts_the_readme_names_exist():
-    import re
-
     text = (ROOT / "README.md").read_text()
-    for name in re.findall(r"`?((?:recipes|scripts|assets|spo)/[\w/.]+\w)", text):
+    for name in re.findall(r"`?((?:recipes|scripts|assets)/[\w/.]+\w)", text):
         assert (ROOT / name).exists(), name
