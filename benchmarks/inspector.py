@@ -9,6 +9,7 @@ it runs on; goals stand beside them.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -74,11 +75,11 @@ async (count) => {
 
 
 def write_runs(root: Path) -> None:
-    write_run(root / "one", steps=(1,), prompts=1, generations=1, length=8192)
-    write_run(root / "eight", steps=(1,), prompts=1, generations=8, length=8192)
-    write_run(root / "groups", steps=(1,), prompts=8, generations=8, length=2048)
+    write_run(root / "one", steps=(1,), prompts=1, generations=1, lengths=(8192, 8192))
+    write_run(root / "eight", steps=(1,), prompts=1, generations=8, lengths=(8192, 8192))
+    write_run(root / "groups", steps=(1,), prompts=8, generations=8, lengths=(2048, 2048))
     config = SPOConfig(num_generations=8)
-    rollouts = make_rollouts(np.random.default_rng(0), 1, 8, 8, 128)
+    rollouts = make_rollouts(np.random.default_rng(0), 1, 8, 8, (64, 128))
     first = save_rollouts(rollouts, root / "long/rollouts/step-000001.parquet", config=config)
     for step in range(2, 1001):
         (first.parent / f"step-{step:06d}.parquet").write_bytes(first.read_bytes())
@@ -140,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", type=int, default=500, help="group loads of the memory test")
     args = parser.parse_args()
+    load_before = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_runs(root)
@@ -161,6 +163,8 @@ def main() -> None:
         "command": "python benchmarks/inspector.py",
         "commit": commit,
         "seed": 0,
+        "cores": os.cpu_count(),
+        "load_average_before": load_before,
         "versions": {
             "python": platform.python_version(),
             "gradio": gradio.__version__,

@@ -108,6 +108,7 @@ def shared_server() -> tuple[Path, Server]:
     fixtures.write_run(root / "alpha", steps=STEPS)
     fixtures.write_run(root / "nocritic", steps=(1,), critic=False)
     fixtures.write_payloads(root)
+    fixtures.write_forks(root)
     fixtures.write_trl(root)
     fixtures.write_odd(root)
     space = Path(tempfile.mkdtemp(prefix="spo-space-")) / "space"

@@ -14,19 +14,18 @@ WORDS = "let the sum of two numbers be x and so then result 12 + 30 = 42 .".spli
 WORDS += ["\ntherefore", "\n\n", "\\frac{a}{b}", "é", "日本", "👍🏽"]
 
 
-def write_run(
-    folder, steps=(1, 2, 3), prompts=3, generations=4, length=40, critic=True, seed=0, **config
-):
-    """A run folder with rollouts/step-*.parquet and metrics.jsonl; returns the folder."""
+def write_run(folder, steps, prompts=3, generations=4, lengths=(20, 40), critic=True):
+    """A run folder with rollouts/step-*.parquet and metrics.jsonl; returns the folder.
+
+    Args:
+        lengths: tokens of the shortest and the longest completion.
+    """
     for step in steps:
-        rng = np.random.default_rng(seed + step)
-        rollouts = make_rollouts(rng, step, prompts, generations, length, critic)
-        save_rollouts(
-            rollouts,
-            folder / "rollouts" / f"step-{step:06d}.parquet",
-            config=SPOConfig(num_generations=generations, **config),
-            run_id="fixture",
-        )
+        rng = np.random.default_rng(step)
+        rollouts = make_rollouts(rng, step, prompts, generations, lengths, critic)
+        path = folder / "rollouts" / f"step-{step:06d}.parquet"
+        config = SPOConfig(num_generations=generations)
+        save_rollouts(rollouts, path, config=config, run_id="fixture")
     lines = [
         json.dumps({"step": step, "reward": step / 10, "spo/value_loss": 1 / step})
         for step in range(1, max(steps) + 1)
@@ -35,11 +34,10 @@ def write_run(
     return folder
 
 
-def make_rollouts(rng, step, prompts, generations, length, critic=True) -> Rollouts:
+def make_rollouts(rng, step, prompts, generations, lengths, critic=True) -> Rollouts:
     """Completions of words; the groups share their first tokens, as real ones do."""
-    rows = prompts * generations
-    lengths = rng.integers(max(1, length // 2), length + 1, rows)
-    pieces = [["The", " sum"] + [word_of(rng) for _ in range(n - 2)] for n in lengths]
+    drawn = rng.integers(lengths[0], lengths[1] + 1, prompts * generations)
+    pieces = [["The", " sum"] + [word_of(rng) for _ in range(n - 2)] for n in drawn]
     return from_pieces(rng, step, pieces, generations, critic)
 
 
@@ -128,6 +126,15 @@ def write_payloads(root):
     (path.parent / f"{MARKUP_NAME}.parquet").write_text("broken")
     metrics = [{"step": step, MARKUP_NAME: step, "__proto__": 1} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)))
+
+
+def write_forks(root):
+    """Three completions that begin with the same ten tokens; two of them share two more."""
+    shared = list("0123456789")
+    pieces = [shared + list(rest) for rest in ("abc", "abd", "x")]
+    rollouts = from_pieces(np.random.default_rng(0), 1, pieces, 3)
+    path = root / "forks" / "rollouts" / "step-1.parquet"
+    save_rollouts(rollouts, path, config=SPOConfig(num_generations=3))
 
 
 def write_trl(root):

@@ -99,6 +99,17 @@ def test_a_run_without_critic_shows_group_advantages(visit):
     assert "no critic was trained" in opened.text(".step-view")
 
 
+def test_the_common_beginning_folds_and_forks_are_marked(visit):
+    opened = visit("run=forks")
+    assert opened.text(".fold") == "⋯ 10 tokens that all completions begin with"
+    first = opened.page.locator(".card >> nth=0 >> .t")
+    assert [first.nth(at).is_visible() for at in (0, 9, 10)] == [False, False, True]
+    forked = "[...c.querySelectorAll('.t')].findIndex((t) => t.matches('.fork'))"
+    assert opened.ask(f"[...{CARD}].map((c) => {forked})") == [12, 12, 10]
+    opened.page.click(".fold")
+    assert first.nth(0).is_visible()
+
+
 # --- understand -------------------------------------------------------------------------------
 
 

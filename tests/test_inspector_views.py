@@ -334,7 +334,7 @@ def test_answers_are_strict_json(run):
 
 def test_a_thousand_steps_list_quickly(tmp_path):
     """Opening reads names and closing marks only; 2 s is the goal for the whole page."""
-    rollouts = make_rollouts(np.random.default_rng(0), 1, 1, 2, 4)
+    rollouts = make_rollouts(np.random.default_rng(0), 1, 1, 2, (2, 4))
     config = SPOConfig(num_generations=2)
     first = save_rollouts(rollouts, tmp_path / "rollouts" / "step-000001.parquet", config=config)
     for number in range(2, 1001):

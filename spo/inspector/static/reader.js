@@ -1,6 +1,7 @@
 // The completions of one prompt side by side: header, strips and text of each.
 
 import { CompletionText, forks } from "./completion.js";
+import { segmentSpan } from "./detail.js";
 import { h, show, signed } from "./dom.js";
 import { makeScale } from "./scale.js";
 import { Strips } from "./strips.js";
@@ -76,7 +77,7 @@ export class Reader {
     if (at < 0) return;
     if (card.text.kinds[at].includes("shared")) this.unfold();
     card.text.select(at, previousCard === index ? previous : 0, take);
-    highlightSegment(card.text.spans, credit.segmentIds, at);
+    highlight(card.text.spans, credit.segmentIds, at);
   }
 
   /** Positions in the group of the completions ticked for export. */
@@ -157,15 +158,17 @@ function perFunction(completion) {
   );
 }
 
-/** Underlines a segment without touching its class names, where the browser can. */
-function highlightSegment(spans, segmentIds, at) {
+/** Marks a token and its segment without touching their class names, where the browser can. */
+function highlight(spans, segmentIds, at) {
   if (!CSS.highlights) return;
+  const { start, stop } = segmentSpan(segmentIds, at);
+  CSS.highlights.set("spo-segment", new Highlight(rangeOf(spans[start], spans[stop - 1])));
+  CSS.highlights.set("spo-token", new Highlight(rangeOf(spans[at], spans[at])));
+}
+
+function rangeOf(first, last) {
   const range = document.createRange();
-  let start = at;
-  let stop = at;
-  while (start > 0 && segmentIds[start - 1] === segmentIds[at]) start--;
-  while (stop + 1 < spans.length && segmentIds[stop + 1] === segmentIds[at]) stop++;
-  range.setStart(spans[start], 0);
-  range.setEnd(spans[stop], spans[stop].childNodes.length);
-  CSS.highlights.set("spo-segment", new Highlight(range));
+  range.setStart(first, 0);
+  range.setEnd(last, last.childNodes.length);
+  return range;
 }
