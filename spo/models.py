@@ -144,7 +144,8 @@ def build_networks(
     if critic is not None:
         equal_on_all_processes(critic)
     for network in filter(None, (policy, critic)):
-        prepare_layers(network.model, autocast=args.mixed_precision != "no")
+        if args.mixed_precision != "no":
+            leave_inputs_in_16_bits(network.model)
         if args.gradient_checkpointing:
             enable_gradient_checkpointing(transformer(network.model))
     return policy, reference, critic
@@ -156,19 +157,31 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def prepare_layers(model: nn.Module, autocast: bool) -> None:
-    """Two settings that LoRA and 4-bit layers need for training.
+def leave_inputs_in_16_bits(model: nn.Module) -> None:
+    """Under autocast PEFT need not cast its inputs to the adapter's float32.
 
-    Under autocast PEFT need not cast its inputs to the adapter's float32: the products run in
-    16 bits anyway, and the copies would stay alive until the backward pass. And bitsandbytes
-    0.50 repacks 4-bit weights at the first forward pass in eval mode, on CPUs with AVX512-BF16,
-    into a layout whose product has no gradient; training would go wrong without a word.
+    The products run in 16 bits anyway, and the copies would stay alive until the backward pass.
     """
     for module in model.modules():
-        if autocast and hasattr(module, "cast_input_dtype_enabled"):
+        if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
+
+
+def keep_4_bit_layout(model: nn.Module) -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    It does so at the first forward pass in eval mode, into a layout whose product has no gradient;
+    training would go wrong without a word.
+    """
+    for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+            state = getattr(module.weight, "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    "The 4-bit model has been used for inference on the CPU, which repacked its "
+                    "weights into a form without gradient; load it anew and train it first."
+                )
 
 
 # --- building the three networks -------------------------------------------------------------
@@ -178,6 +191,7 @@ def build_policy(
     model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None
 ) -> Network:
     """The trained policy; `peft_config` puts a fresh adapter on a plain model."""
+    keep_4_bit_layout(model)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError("The model already carries an adapter; leave peft_config out.")
@@ -278,6 +292,7 @@ def _shared_critic(policy: Network, head: nn.Linear, zero: bool = True) -> Netwo
 
 def critic_network(value_model: PreTrainedModel | PeftModel) -> Network:
     """A critic of its own from a sequence-classification or reward model."""
+    keep_4_bit_layout(value_model)
     inner = transformer(value_model)
     heads = [getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)]
     if not heads or not hasattr(heads[0], "weight"):

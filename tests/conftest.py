@@ -1,4 +1,4 @@
-"""No network, no litter in the home folder, two threads; `import tiny` works from every test."""
+"""No network, no litter in the home folder, one thread (models are tiny); `import tiny` works."""
 
 import os
 import sys
@@ -9,9 +9,10 @@ _CACHE = tempfile.TemporaryDirectory(prefix="spo-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_runtest_setup(item):
     if "torch" in sys.modules:  # a pure-numpy test run never imports it
-        sys.modules["torch"].set_num_threads(2)
+        sys.modules["torch"].set_num_threads(1)
