@@ -42,6 +42,7 @@ class Reporter:
             lines = [line for line in lines if line.endswith("\n")]  # not one cut off by a kill
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             self.path.write_text("".join(kept))
+            self._restore_evaluations([json.loads(line) for line in kept])
         if self.tracking:
             flat = {
                 k: v for k, v in self.args.to_dict().items() if isinstance(v, int | float | str)
@@ -53,6 +54,13 @@ class Reporter:
             self.bar = tqdm(
                 total=self.max_steps, initial=step, bar_format=BAR_FORMAT, dynamic_ncols=True
             )
+
+    def _restore_evaluations(self, lines: list[dict[str, Any]]) -> None:
+        """What was evaluated before the checkpoint, for the report and the model card."""
+        for line in lines:
+            step = line.pop("step")
+            if line and all(name.startswith("eval/") for name in line):
+                self.evaluations.append((step, line))
 
     def log_step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl, the trackers, and the bar."""

@@ -11,7 +11,7 @@ tokens of all rows laid end to end, H hidden width, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spo.config import SPOConfig
+from spo.features import surprisal_features
 from spo.models import Network
+from spo.rollouts import pad_rows
+
+if TYPE_CHECKING:
+    from spo.generation import Completions
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,48 @@ def token_values(
         states = states.to(value_head.weight.dtype)
         values = value_head(states) if features is None else value_head(states, features)
         return values.squeeze(-1).float()
+
+
+def token_columns(
+    networks: tuple[Network, Network | None, Network | None],
+    prompt_ids: list[list[int]],
+    samples: "Completions",
+    accelerator: Accelerator,
+    config: SPOConfig,
+) -> list[dict[str, Any]]:
+    """What policy, reference and critic say about every token: a record of columns per row.
+
+    Log-probs and entropies recorded while sampling are taken as they are, unless
+    `rollout_logprobs` asks for a pass of their own. A network that does not exist leaves None.
+    """
+    policy, reference, critic = networks
+
+    def scored(network: Network | None, *what: str, **features: Any):
+        if network is None:
+            return [[None] * len(prompt_ids)] * len(what)
+        return score_rows(
+            network, what, prompt_ids, samples.token_ids, accelerator, config, **features
+        )
+
+    if samples.token_entropies is None or config.rollout_logprobs == "scoring":
+        logprobs, entropies = scored(policy, "logprobs", "entropies")
+    else:
+        logprobs, entropies = samples.token_logprobs, samples.token_entropies
+    (logprobs_ref,) = scored(reference, "logprobs")
+    features = None
+    if config.value_features == "surprisal":
+        features = surprisal_features(*pad_rows(logprobs, entropies))
+    (values,) = scored(critic, "values", features=features)
+    columns = {
+        "prompt_ids": prompt_ids,
+        "token_ids": samples.token_ids,
+        "truncated": samples.truncated,
+        "token_logprobs_old": logprobs,
+        "token_entropies": entropies,
+        "token_logprobs_ref": logprobs_ref,
+        "token_values": values,
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 @torch.no_grad()

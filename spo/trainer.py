@@ -22,7 +22,6 @@ from spo.advantages import Credit, assign_credit
 from spo.callbacks import Callbacks
 from spo.config import SPOConfig
 from spo.data import PromptBatches, prepare_prompts
-from spo.features import surprisal_features
 from spo.generation import (
     Completions,
     Sampling,
@@ -34,12 +33,11 @@ from spo.generation import (
 )
 from spo.loading import resolve_tokenizer
 from spo.metrics import rollout_metrics
-from spo.models import Network
 from spo.optimizers import build_optimizer, build_scheduler, make_accelerator
 from spo.reporting import PhaseTimer, Reporter
 from spo.rewards import CompletionRewards, load_reward_functions, score_completions
-from spo.rollouts import Rollouts, pad_rows, save_rollouts, stack_rows
-from spo.scoring import score_rows
+from spo.rollouts import Rollouts, save_rollouts, stack_rows
+from spo.scoring import token_columns
 from spo.update import Updater
 
 
@@ -193,6 +191,11 @@ class SPOTrainer:
             prompt_rows = self.train_dataset.select(indices)
             texts, ends = completion_texts(self.processing_class, samples.token_ids)
             rewards = self.rewards(prompt_rows, texts, samples)
+            networks = (self.policy, self.reference, self.critic)
+            prompt_ids = samples.prompt_ids or list(prompt_rows["prompt_ids"])
+            columns_of_tokens = token_columns(
+                networks, prompt_ids, samples, self.accelerator, self.args
+            )
             records = [
                 {
                     "prompt_index": indices[i],
@@ -204,7 +207,7 @@ class SPOTrainer:
                     "rewards_by_function": rewards.rewards_by_function[i],
                     **columns,
                 }
-                for i, columns in enumerate(self._token_columns(prompt_rows, samples))
+                for i, columns in enumerate(columns_of_tokens)
             ]
         rollouts = stack_rows(
             gather_object(records),
@@ -218,43 +221,6 @@ class SPOTrainer:
             )
         self.updater.check_finite(rollouts)
         return rollouts
-
-    def _token_columns(self, prompt_rows, samples: Completions) -> list[dict[str, Any]]:
-        """What the networks say about every token of this process's rows."""
-        prompt_ids = samples.prompt_ids or list(prompt_rows["prompt_ids"])
-
-        def scored(network: Network | None, *what: str, **features) -> Sequence[Sequence | None]:
-            if network is None:
-                return [[None] * len(prompt_ids)] * len(what)
-            return score_rows(
-                network,
-                what,
-                prompt_ids,
-                samples.token_ids,
-                self.accelerator,
-                self.args,
-                **features,
-            )
-
-        if samples.token_entropies is None or self.args.rollout_logprobs == "scoring":
-            logprobs, entropies = scored(self.policy, "logprobs", "entropies")
-        else:
-            logprobs, entropies = samples.token_logprobs, samples.token_entropies
-        (logprobs_ref,) = scored(self.reference, "logprobs")
-        features = None
-        if self.args.value_features == "surprisal":
-            features = surprisal_features(*pad_rows(logprobs, entropies))
-        (values,) = scored(self.critic, "values", features=features)
-        columns = {
-            "prompt_ids": prompt_ids,
-            "token_ids": samples.token_ids,
-            "truncated": samples.truncated,
-            "token_logprobs_old": logprobs,
-            "token_entropies": entropies,
-            "token_logprobs_ref": logprobs_ref,
-            "token_values": values,
-        }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def rewards(self, prompt_rows, texts: list[str], samples: Completions) -> CompletionRewards:
         """Call the reward functions on this process's rows."""
@@ -301,9 +267,10 @@ class SPOTrainer:
             save_rollouts(rollouts, path, credit, self.args, self.run_id)
         self.callbacks.call("on_log", logs=metrics)
         self.callbacks.call("on_step_end")
-        if self.eval_dataset is not None and (
-            self._due(step, self.args.eval_steps) or step == self.max_steps
-        ):
+        last = step == self.max_steps
+        wanted = self._due(step, self.args.eval_steps) or last or self.control.should_evaluate
+        if self.eval_dataset is not None and wanted:
+            self.control.should_evaluate = False
             self.evaluate()
         if self._due(step, self.args.save_steps) or self.control.should_save:
             self.control.should_save = False
