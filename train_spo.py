@@ -138,8 +138,11 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     )
 
     from spo import SPOTrainer
+    from spo.checkpoints import refuse_another_run
     from spo.loading import quantization_config
 
+    if args.output_dir and not (args.resume_from_checkpoint or args.overwrite_output_dir):
+        refuse_another_run(Path(args.output_dir))
     quantization = quantization_config(
         model_args.bits, model_args.bnb_4bit_quant_type, model_args.use_bnb_nested_quant
     )

@@ -100,7 +100,7 @@ def model_config(name: str):
 
 
 def random_4bit_model(config, device: str):
-    """The architecture with random weights, its decoder's linear layers in 4 bits, layer by layer."""
+    """The architecture with random weights; the linear layers of its decoder in 4 bits."""
     import bitsandbytes as bnb
 
     torch.manual_seed(0)
@@ -233,13 +233,95 @@ def compare(card: int, steps: int) -> dict[str, Any]:
     }
 
 
+# --- SmolLM2 on the CPU ---------------------------------------------------------------------------
+
+SMOLLM2 = {
+    "num_generations": 8,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "max_completion_length": 96,
+    "bf16": True,
+    "learning_rate": 1e-4,
+    "save_rollouts_steps": 0,
+    "log_completions": False,
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+SMOLLM2_PROMPT_LENGTH = 50
+VARIANTS = {
+    "bf16, no critic": (None, None),
+    "bf16, shared critic": (None, "policy"),
+    "4-bit, no critic": (4, None),
+    "4-bit, shared critic": (4, "policy"),
+}
+
+
+def run_smollm2(path: str, variant: str, steps: int) -> dict[str, Any]:
+    """LoRA r = 8, 32 completions of exactly 96 tokens a step; peak resident bytes and seconds."""
+    warnings.filterwarnings("ignore")
+    from datasets import Dataset
+
+    from spo.loading import load_policy, load_tokenizer, quantization_config
+
+    bits, critic = VARIANTS[variant]
+    tokenizer = load_tokenizer(path)
+    ids = tokenizer("one two three four five six seven eight nine ten " * 10)["input_ids"]
+    prompt = tokenizer.decode(ids[:SMOLLM2_PROMPT_LENGTH])
+    with tempfile.TemporaryDirectory() as folder, MemoryMeter() as meter:
+        kwargs: dict[str, Any] = {"dtype": torch.bfloat16}
+        if bits is not None:
+            kwargs |= {"quantization_config": quantization_config(bits), "device_map": {"": "cpu"}}
+        model = load_policy(path, **kwargs)
+        model.generation_config.eos_token_id = None
+        tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+        trainer = SPOTrainer(
+            model=model,
+            reward_funcs=lengths_reward,
+            args=SPOConfig(output_dir=folder, max_steps=steps, value_model_path=critic, **SMOLLM2),
+            train_dataset=Dataset.from_dict({"prompt": [prompt] * 64}),
+            processing_class=tokenizer,
+            peft_config=lora_config(8, 16),
+        )
+        trainer.train()
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    measured = summarise([json.loads(line) for line in lines], meter)
+    return measured | {"above_start_gib": meter.increase / GIB}
+
+
+def predict_smollm2(path: str, variant: str) -> float:
+    bits, critic = VARIANTS[variant]
+    estimate = estimate_memory(
+        transformers.AutoConfig.from_pretrained(path),
+        SPOConfig(value_model_path=critic, **SMOLLM2),
+        prompt_length=SMOLLM2_PROMPT_LENGTH,
+        peft_config=lora_config(8, 16),
+        bits=bits,
+        nested=True,
+    )
+    return estimate.peak / GIB
+
+
+def smollm2_rows(path: str, steps: int, out: Path) -> None:
+    """Every variant in a process of its own; a row as soon as it is there."""
+    rows = []
+    for variant in VARIANTS:
+        measured = in_fresh_process(run_smollm2, path, variant, steps)
+        row = {"name": variant, "predicted_gib": predict_smollm2(path, variant)} | measured
+        rows.append(row | {"seconds": spread(measured["seconds"])})
+        print(json.dumps(rows[-1]), flush=True)
+        write_result("memory_cpu", {"rows": rows}, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cards", type=int, nargs="+", default=list(CARDS))
     parser.add_argument("--steps", type=int, default=3, help="the first one only warms up")
     parser.add_argument("--estimate", action="store_true", help="predictions only")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--smollm2", metavar="FOLDER", help="SmolLM2-135M on the CPU instead")
     options = parser.parse_args()
+    if options.smollm2:
+        return smollm2_rows(options.smollm2, options.steps, options.out)
     rows = []
     for card in options.cards:
         if options.estimate:

@@ -53,13 +53,13 @@ def memory() -> str:
 
 def _memory_on_cpu(result: dict) -> list[str]:
     lines = [
-        "| SmolLM2-135M on a CPU | peak above start | predicted | seconds per step |",
-        "|---|---|---|---|",
+        "| SmolLM2-135M, LoRA r=8, CPU | peak resident | above start | predicted | s/step |",
+        "|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         lines.append(
-            f"| {row['name']} | {row['peak_gib']:.2f} GiB | {row['predicted_gib']:.2f} GiB | "
-            f"{row['seconds']['median']:.1f} |"
+            f"| {row['name']} | {row['peak_gib']:.2f} GiB | {row['above_start_gib']:.2f} GiB | "
+            f"{row['predicted_gib']:.2f} GiB | {row['seconds']['median']:.1f} |"
         )
     return [*lines, "", _source(result)]
 

@@ -44,6 +44,7 @@ AT_LEAST_ONE = (
     "logits_chunk_size",
     "logging_steps",
     "log_completions_steps",
+    "num_completions_to_print",
     "value_lora_r",
     "max_prompt_length",
     "per_device_generation_batch_size",
