@@ -18,7 +18,7 @@ from spo.inspector.folder import Folder  # noqa: E402
 from spo.inspector.reading import read_step  # noqa: E402
 
 MODULES = ("__init__", "config", "segments", "advantages", "rollouts")
-SHOWN = ("quickstart", 1)
+SHOWN = ("quickstart", 12)
 """Run and prompt group of the static Space, at the run's last saved step."""
 
 
@@ -44,7 +44,9 @@ def assemble_static(target: Path) -> None:
     folder = Folder(REPOSITORY / "assets" / "sample_rollouts")
     number, path = list(folder.steps(run).paths.items())[-1]
     place = {"run": run, "step": number, "group": group}
-    html = export_group(read_step(path), group, None, place, f"run={run}&prompt={group}&token=3")
+    html = export_group(
+        read_step(path), group, None, place, f"run={run}&prompt={group}&completion=7&token=10"
+    )
     (target / "index.html").write_text(html, encoding="utf-8")
     shutil.copy(REPOSITORY / "spaces" / "static" / "README.md", target)
 

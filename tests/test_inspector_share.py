@@ -120,7 +120,7 @@ def test_small_and_dark_screens(visit):
     assert opened.ask("document.documentElement.scrollWidth") <= 375
     opened.page.emulate_media(color_scheme="dark")
     opened.page.reload()
-    opened.page.wait_for_selector(".card .t")
+    opened.page.wait_for_selector(".card .t", state="attached")
     brightness = (
         "getComputedStyle(document.querySelector('.app')).backgroundColor.match(/\\d+/g)[0]"
     )

@@ -131,6 +131,51 @@ def altered(run, tmp_path, change):
     return path
 
 
+def with_details(table, change):
+    """The same table with its metadata changed."""
+    details = json.loads(table.schema.metadata[b"spo"])
+    return table.replace_schema_metadata({b"spo": json.dumps(change(details)).encode()})
+
+
+def in_config(**fields):
+    return lambda details: details | {"config": details["config"] | fields}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda details: [details], "metadata is no JSON object"),
+        (lambda details: details | {"config": None}, "no valid config"),
+        (lambda details: details | {"num_generations": "4"}, "no valid num_generations"),
+        (in_config(gamma=7.0), "a configuration this version rejects"),
+        (in_config(kl_in_reward=True, beta=0.1), "no reference log-probs"),
+    ],
+)
+def test_metadata_from_elsewhere_is_checked(run, tmp_path, change, sentence):
+    def strip(table):
+        at = table.schema.get_field_index("token_logprobs_ref")
+        field = table.schema.field(at)
+        stripped = table.set_column(at, field, pa.nulls(len(table), field.type))
+        return with_details(stripped.replace_schema_metadata(table.schema.metadata), change)
+
+    with pytest.raises(ValueError, match=sentence):
+        read_step(altered(run, tmp_path, strip))
+
+
+def test_fields_of_other_versions_do_not_matter(run, tmp_path):
+    path = altered(run, tmp_path, lambda table: with_details(table, in_config(from_later=1)))
+    assert whatif.check_saved(read_step(path))["state"] == "verified"
+
+
+def test_entropies_that_cannot_be_ranked_are_shown_but_not_recomputed(step):
+    entropies = step.rollouts.token_entropies.copy()
+    entropies[0, 0] = np.nan
+    rollouts = dataclasses.replace(step.rollouts, token_entropies=entropies)
+    check = whatif.check_saved(dataclasses.replace(step, rollouts=rollouts))
+    assert check["state"] == "impossible"
+    assert "NaN" in check["reason"]
+
+
 def test_columns_of_other_lengths_are_refused(run, tmp_path):
     def shorten(table):
         at = table.schema.get_field_index("token_entropies")

@@ -5,6 +5,7 @@ dictionary so that a repeated string costs nothing until its size is known, and 
 verified. Only the columns named here are read.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -62,6 +63,15 @@ REDUCED_MISSING = (
 )
 
 
+UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    RecursionError,  # deeply nested metadata
+)
+
+
 @dataclass(eq=False)
 class Step:
     """One step as the inspector sees it.
@@ -110,7 +120,7 @@ def _read_step(path: Path, mtime_ns: int, size: int) -> Step:
             pre_buffer=False,
         ) as file:
             return _read(file, path.name)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path.name} is damaged or no Parquet file: {error}") from error
 
 
@@ -118,6 +128,8 @@ def _read(file: pq.ParquetFile, name: str) -> Step:
     metadata = file.schema_arrow.metadata or {}
     if METADATA_KEY not in metadata:
         return _read_reduced(file, name)
+    if not metadata[METADATA_KEY].startswith(b"{"):
+        raise ValueError(f"{name}: its metadata is no JSON object.")
     details = _checked_details(read_metadata(metadata, name), name)
     found = set(file.schema_arrow.names)
     reward_names = _reward_names(file)
@@ -138,6 +150,8 @@ def _read(file: pq.ParquetFile, name: str) -> Step:
     _check_groups(details["num_generations"], len(table), name)
     saved = from_columns(columns, details)
     config = _config(saved.config, name)
+    if config.kl_in_reward and saved.rollouts.token_logprobs_ref is None:
+        raise ValueError(f"{name} has a KL in its rewards but no reference log-probs.")
     return Step(saved.rollouts, saved.credit, config, saved.run_id)
 
 
@@ -257,7 +271,7 @@ def _read_reduced(file: pq.ParquetFile, name: str, lacking: str = "") -> Step:
     completions = [text or "" for text in table.column("completion").cast(pa.string()).to_pylist()]
 
     def numbers(column):
-        return table.column(column).cast(pa.float32()).fill_null(np.nan).to_numpy()
+        return table.column(column).cast(pa.float32(), safe=False).fill_null(np.nan).to_numpy()
 
     names = [column for column in numeric if column != "reward"]
     by_function = np.array([numbers(column) for column in names], dtype=np.float32)

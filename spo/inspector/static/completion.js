@@ -12,6 +12,8 @@ const SAVED_START = 16;
 const NEW_START = 32;
 const FLIPPED = 64;
 
+const REST = 150; // ms without a new setting until lines out of sight are painted, too
+
 export class CompletionText {
   /** @param shared how many leading tokens all completions of the group have in common */
   constructor(completion, shared, fork) {
@@ -19,6 +21,7 @@ export class CompletionText {
     this.spans = [];
     this.looks = new Int16Array(completion.length).fill(-1);
     this.kinds = [];
+    this.lines = [];
     this.element = document.createElement("div");
     this.element.className = "text";
     this.element.dir = "auto";
@@ -30,39 +33,53 @@ export class CompletionText {
   build(shared, fork) {
     let line = null;
     for (let at = 0; at < this.completion.length; at++) {
-      if (!line) {
-        line = document.createElement("div");
-        line.className = "line";
-        this.element.append(line);
-      }
+      line ??= this.addLine(at);
       const text = tokenText(this.completion, at);
       const span = document.createElement("span");
       span.textContent = text;
-      line.append(span);
+      line.element.append(span);
+      line.stop = at + 1;
       this.spans.push(span);
-      this.kinds.push(
-        tokenKind(text) + (at < shared ? " shared" : "") + (at === fork ? " fork" : ""),
-      );
+      const place = (at < shared ? " shared" : "") + (at === fork ? " fork" : "");
+      this.kinds.push(tokenKind(text) + place);
       if (text.endsWith("\n")) line = null;
     }
     const rest = this.completion.text.slice(this.completion.ends.at(-1) ?? 0);
     if (rest) this.element.append(rest);
   }
 
+  addLine(start) {
+    const element = document.createElement("div");
+    element.className = "line";
+    this.element.append(element);
+    const line = { element, start, stop: start, skipped: false };
+    element.addEventListener("contentvisibilityautostatechange", (event) => {
+      line.skipped = event.skipped;
+    });
+    this.lines.push(line);
+    return line;
+  }
+
   /**
    * Colours by `numbers` and draws the boundaries of `credit`; with `reference` also how they and
-   * the signs of the advantages differ from it.
+   * the signs of the advantages differ from it. Lines in sight change at once, the others when
+   * the settings rest.
    */
   paint(numbers, scale, credit, reference = credit) {
-    const { length } = this.completion;
-    for (let at = 0; at < length; at++) {
-      let look = colourClass(numbers ? numbers[at] : NaN, scale);
-      if (at && reference.segmentIds[at] !== reference.segmentIds[at - 1]) look |= SAVED_START;
-      if (at && credit.segmentIds[at] !== credit.segmentIds[at - 1]) look |= NEW_START;
-      if (reference.advantages[at] * credit.advantages[at] < 0) look |= FLIPPED;
-      if (look === this.looks[at]) continue;
-      this.looks[at] = look;
-      this.spans[at].className = className(look, this.kinds[at]);
+    const look = (at) => lookOf(at, numbers, scale, credit, reference);
+    clearTimeout(this.resting);
+    for (const line of this.lines) if (!line.skipped) this.paintLine(line, look);
+    this.resting = setTimeout(() => {
+      for (const line of this.lines) this.paintLine(line, look);
+    }, REST);
+  }
+
+  paintLine({ start, stop }, look) {
+    for (let at = start; at < stop; at++) {
+      const now = look(at);
+      if (now === this.looks[at]) continue;
+      this.looks[at] = now;
+      this.spans[at].className = className(now, this.kinds[at]);
     }
   }
 
@@ -80,6 +97,14 @@ export class CompletionText {
     span.focus({ preventScroll: true });
     span.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
+}
+
+function lookOf(at, numbers, scale, credit, reference) {
+  let look = colourClass(numbers ? numbers[at] : NaN, scale);
+  if (at && reference.segmentIds[at] !== reference.segmentIds[at - 1]) look |= SAVED_START;
+  if (at && credit.segmentIds[at] !== credit.segmentIds[at - 1]) look |= NEW_START;
+  if (reference.advantages[at] * credit.advantages[at] < 0) look |= FLIPPED;
+  return look;
 }
 
 function tokenKind(text) {

@@ -31,6 +31,7 @@ export class Page {
     root.replaceChildren(this.frame.element, this.tooltip.element);
     listen(root, this);
     this.checkSoon = debounce(350, () => this.check());
+    this.remember = debounce(100, () => this.writeAddress()); // 25 ms each: not once per frame
     addEventListener("hashchange", () => this.followAddress());
     addEventListener("scroll", () => this.tooltip.hide(), { passive: true });
   }
@@ -94,7 +95,8 @@ export class Page {
     if (!this.exported) this.frame.finder.load(0);
     if (!summary.groups) return this.frame.note("This step holds no completions.");
     await this.openGroup();
-    if (request === this.stepRequest && summary.in_browser) await this.loadInputs(request);
+    if (request !== this.stepRequest) return;
+    if (summary.in_browser && this.recomputable) await this.loadInputs(request);
   }
 
   async loadInputs(request) {
@@ -127,6 +129,11 @@ export class Page {
     this.views.show(this.state.tab);
   }
 
+  /** Files without tokens, and numbers that assign_credit refuses, are shown as they are. */
+  get recomputable() {
+    return this.summary.check.state !== "impossible";
+  }
+
   get place() {
     return { run: this.state.run, step: this.state.step };
   }
@@ -154,7 +161,7 @@ export class Page {
     this.go({ ...state, run: state.run || this.state.run }).then(() => this.apply());
   }
 
-  remember() {
+  writeAddress() {
     this.address = writeAddress(this.state, this.settings, this.summary?.config);
     history.replaceState(null, "", this.address);
     this.frame.finder?.mark();
@@ -224,7 +231,7 @@ export class Page {
     this.frame.setColour(this.state.colour);
     const can = {
       critic: this.summary.has_values,
-      recompute: this.summary.config !== null && (!this.exported || this.step),
+      recompute: this.recomputable && (!this.exported || this.step !== null),
     };
     this.controls.set(this.state.mode, this.settings, this.changed, can);
     this.compare();
@@ -247,7 +254,7 @@ export class Page {
 
   /** Python's assign_credit on the same settings; without the step in the browser, the answer. */
   async check() {
-    if (!this.changed || !this.summary.config) return;
+    if (!this.changed || !this.recomputable) return;
     const request = (this.checkRequest = (this.checkRequest ?? 0) + 1);
     const settings = { mode: this.state.mode };
     for (const [name, value] of Object.entries(this.changes)) settings[name] = value;

@@ -74,6 +74,12 @@ export class Reader {
     card.element.classList.add("current");
     card.strips?.mark(at);
     this.focused = [index, at];
+    const { offsetLeft } = card.element;
+    const { scrollLeft, clientWidth } = this.columns;
+    const inside = offsetLeft - this.columns.offsetLeft;
+    if (inside < scrollLeft || inside + card.element.clientWidth > scrollLeft + clientWidth) {
+      this.columns.scrollLeft = inside;
+    }
     if (at < 0) return;
     if (card.text.kinds[at].includes("shared")) this.unfold();
     card.text.select(at, previousCard === index ? previous : 0, take);
