@@ -19,7 +19,7 @@ from tqdm import tqdm
 from spo.config import SPOConfig
 from spo.rollouts import Rollouts
 
-BAR_FORMAT = "{n_fmt}/{total_fmt} {bar}{postfix}"
+BAR_FORMAT = "{n_fmt}/{total_fmt} {bar} {desc}"
 
 
 class Reporter:
@@ -69,7 +69,7 @@ class Reporter:
             if self.is_main and not self.show_bar:
                 print(f"{step}/{self.max_steps} {summary(metrics)}", flush=True)
         if self.bar is not None:
-            self.bar.set_postfix_str(summary(metrics) + self._time_left(), refresh=False)
+            self.bar.set_description_str(summary(metrics) + self._time_left(), refresh=False)
             self.bar.update(1)
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
