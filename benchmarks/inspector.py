@@ -8,25 +8,23 @@ it runs on; goals stand beside them.
 """
 
 import argparse
-import json
-import os
-import platform
+import importlib.metadata
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+import numpy as np
+from common import ROOT, write_result
 
-import numpy as np  # noqa: E402
-from inspector_browser import Server, Visit, serve  # noqa: E402
-from inspector_fixtures import make_rollouts, write_run  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))
 
-from spo.config import SPOConfig  # noqa: E402
-from spo.rollouts import save_rollouts  # noqa: E402
+from inspector_browser import Server, Visit, serve
+from inspector_fixtures import make_rollouts, write_run
+
+from spo.config import SPOConfig
+from spo.rollouts import save_rollouts
 
 SLIDE = """
 async () => {
@@ -141,7 +139,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loads", type=int, default=500, help="group loads of the memory test")
     args = parser.parse_args()
-    load_before = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_runs(root)
@@ -153,29 +150,9 @@ def main() -> None:
             "open_folder_1000_steps_x_64": summary(folder_times(server), 2000),
             "server_memory": memory_growth(server, args.loads),
         }
-    import gradio
-    import pyarrow
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout.strip()
-    report = {
-        "command": "python benchmarks/inspector.py",
-        "commit": commit,
-        "seed": 0,
-        "cores": os.cpu_count(),
-        "load_average_before": load_before,
-        "versions": {
-            "python": platform.python_version(),
-            "gradio": gradio.__version__,
-            "numpy": np.__version__,
-            "pyarrow": pyarrow.__version__,
-        },
-        "results": results,
-    }
-    path = REPOSITORY / "benchmarks" / "results" / "inspector.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    page = {name: importlib.metadata.version(name) for name in ("gradio", "pyarrow", "playwright")}
+    path = write_result("inspector", {"page_versions": page, "seed": 0, **results})
+    print(path.read_text())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from inspector_browser import Visit, serve  # noqa: E402
 DOCS = REPOSITORY / "docs"
 DESKTOP = {"width": 1440, "height": 860}
 PHONE = {"width": 375, "height": 812}
-STORY = "run=quickstart&step=60&prompt=12&completion=7&token=10"
+STORY = "run=quickstart&step=60&prompt=12&completion=7&token=3"
 SHOTS = {
     "inspector-light": (STORY, DESKTOP, "light"),
     "inspector-dark": (f"{STORY}&p=0.3&lam=0.8", DESKTOP, "dark"),

@@ -45,7 +45,7 @@ def assemble_static(target: Path) -> None:
     number, path = list(folder.steps(run).paths.items())[-1]
     place = {"run": run, "step": number, "group": group}
     html = export_group(
-        read_step(path), group, None, place, f"run={run}&prompt={group}&completion=7&token=10"
+        read_step(path), group, None, place, f"run={run}&prompt={group}&completion=7&token=3"
     )
     (target / "index.html").write_text(html, encoding="utf-8")
     shutil.copy(REPOSITORY / "spaces" / "static" / "README.md", target)

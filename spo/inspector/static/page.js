@@ -125,8 +125,8 @@ export class Page {
     });
     this.frame.setGroup(this.group, this.reader.element);
     this.apply();
-    this.focus(this.state.completion, this.state.token, false);
     this.views.show(this.state.tab);
+    this.focus(this.state.completion, this.state.token, false);
   }
 
   /** Files without tokens, and numbers that assign_credit refuses, are shown as they are. */
