@@ -16,7 +16,7 @@ export const TABS = {
   search: "Search",
 };
 const MODE_TITLES = {
-  grpo: "GRPO: one number per completion",
+  grpo: "GRPO: per completion",
   spo: "SPO: per segment",
   ppo: "PPO: per token",
 };
