@@ -204,6 +204,11 @@ class MemoryMeter:
 
 
 def _resident_peak() -> int:
-    """Bytes; macOS counts in bytes, Linux in KiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Bytes. On Linux not from getrusage: its figure outlives fork and exec, so that a child
+    process would report its parent's peak, and no reset reaches it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -59,6 +59,7 @@ def run(tmp_path_factory) -> Path:
     )
     seconds = time.perf_counter() - begun
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    # never below what pytest itself held when it started the run: exec does not reset it
     gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"\n3 steps on {MODEL.name}: {seconds:.0f} s, peak memory {gib:.2f} GiB")
     assert base_weights() == before  # nothing wrote into the model's own folder
