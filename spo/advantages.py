@@ -211,7 +211,7 @@ def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
         token_rewards = np.where(mask, token_rewards - config.beta * k1, 0.0)
 
     if rollouts.token_values is None:
-        completion_rewards = np.where(mask.any(1), token_rewards.sum(1), np.nan)
+        completion_rewards = np.where(mask.any(1), token_rewards.sum(1, dtype=np.float64), np.nan)
         per_row = group_advantages(
             completion_rewards, rollouts.num_generations, config.scale_rewards
         )
