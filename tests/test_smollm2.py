@@ -37,7 +37,6 @@ FLAGS = {
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(3600),
     pytest.mark.skipif(
         not MODEL.is_dir(),
         reason=f"no {MODEL.name}: run scripts/fetch_smollm2.py, or set SPO_SMOLLM2 to its folder",
