@@ -1,0 +1,304 @@
+"""One policy update -> seconds and peak memory, laid out our way and the usual way.
+
+Forward and backward of the policy loss over the same completions, prompts, weights and number of
+rows per micro-batch:
+
+- ours: micro-batches of similar length, each padded to its own longest row, log-probs a chunk of
+  tokens at a time (`spo.scoring`);
+- padded: prompts left-padded and completions right-padded to the longest of all, logits of all
+  completion positions at once, log_softmax over them in float32.
+
+First checks, in float32, that both have the same loss and gradient. Then measures times in turns
+within one process, and the peak memory of each in a process of its own.
+
+    python scripts/fetch_smollm2.py && python benchmarks/update.py
+    python benchmarks/update.py --smoke              # a tiny random model; seconds
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import (
+    GIB,
+    RESULTS,
+    ROOT,
+    MemoryMeter,
+    alternate,
+    in_fresh_process,
+    ratios,
+    spread,
+    write_result,
+)
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from spo.loading import lora_config
+from spo.losses import policy_loss, token_weights
+from spo.models import Network, build_policy
+from spo.scoring import MicroBatch, hidden_states, split_rows, token_logprobs
+
+SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """B ragged rows with what the policy loss wants to know about each token, (B, T)."""
+
+    prompt_ids: list[list[int]]
+    token_ids: list[list[int]]
+    log_ratios: Tensor
+    advantages: Tensor
+    weights: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.token_ids))
+
+
+def make_workload(args: argparse.Namespace, vocab_size: int) -> Workload:
+    """Random tokens: time and memory do not depend on which.
+
+    Completions are from 1/6 to all of `max_completion_length` long, evenly spread, prompts
+    `prompt_length` ± 20 %.
+    """
+    rng = np.random.default_rng(args.seed)
+    num_rows, longest = args.completions, args.max_completion_length
+    lengths = np.linspace(longest // 6, longest, num_rows).astype(int)
+    prompt_lengths = rng.integers(
+        int(0.8 * args.prompt_length), int(1.2 * args.prompt_length) + 1, num_rows
+    )
+    ids = [
+        rng.integers(3, vocab_size, n).tolist()
+        for n in [*prompt_lengths, *rng.permutation(lengths)]
+    ]
+    prompt_ids, token_ids = ids[:num_rows], ids[num_rows:]
+    mask = np.arange(longest) < np.array([len(row) for row in token_ids])[:, None]
+    log_ratios = rng.normal(0, 0.15, mask.shape)  # some are clipped
+    columns = (log_ratios, rng.normal(size=mask.shape), token_weights(mask, "dapo", longest))
+    return Workload(
+        prompt_ids, token_ids, *(torch.from_numpy(c.astype(np.float32)) for c in columns)
+    )
+
+
+def load_network(args: argparse.Namespace) -> Network:
+    """The base in `args.dtype`, frozen, under a LoRA adapter that already changes something."""
+    torch.manual_seed(args.seed)
+    dtype = getattr(torch, args.dtype)
+    if args.smoke:
+        config = LlamaConfig(
+            vocab_size=512,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        model = LlamaForCausalLM(config).to(dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
+    network = build_policy(model, lora_config(r=8, alpha=16))
+    for name, parameter in network.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    network.train(True)
+    return network
+
+
+# --- the two variants -----------------------------------------------------------------------------
+
+
+def loss_of(logprobs: Tensor, work: Workload, rows: np.ndarray) -> Tensor:
+    """The policy loss of the given rows; `logprobs` is (b, T) up to their longest."""
+    width = logprobs.shape[1]
+    log_ratios, advantages, weights = (
+        column[rows, :width] for column in (work.log_ratios, work.advantages, work.weights)
+    )
+    old = logprobs.detach() - log_ratios
+    segment_ids = torch.zeros(logprobs.shape, dtype=torch.long)
+    return policy_loss(logprobs, old, advantages, weights, segment_ids, epsilon=0.2).loss
+
+
+def run_ours(network: Network, work: Workload, args: argparse.Namespace) -> float:
+    """What spo.update does for the policy."""
+    lengths = np.array(
+        [len(p) + len(t) for p, t in zip(work.prompt_ids, work.token_ids, strict=True)]
+    )
+    total = 0.0
+    with network.active() as decoder:
+        for rows in split_rows(np.arange(len(lengths)), lengths, args.rows_per_micro_batch):
+            batch = MicroBatch.build(rows, work.prompt_ids, work.token_ids, torch.device("cpu"))
+            with _autocast(args):
+                states = hidden_states(decoder, batch)
+                flat = token_logprobs(states, network.head, batch.targets, args.temperature)
+                loss = loss_of(batch.to_rows(flat), work, rows)
+            loss.backward()
+            total += loss.item()
+    return total
+
+
+def run_padded(network: Network, work: Workload, args: argparse.Namespace) -> float:
+    """What a trainer does that pads to the longest of all and takes whole logits."""
+    prompt_width, width = (max(map(len, ids)) for ids in (work.prompt_ids, work.token_ids))
+    input_ids = torch.zeros(len(work.token_ids), prompt_width + width, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for i, (prompt, tokens) in enumerate(zip(work.prompt_ids, work.token_ids, strict=True)):
+        columns = slice(prompt_width - len(prompt), prompt_width + len(tokens))
+        input_ids[i, columns] = torch.tensor([*prompt, *tokens])
+        mask[i, columns] = 1
+    total = 0.0
+    with network.active():
+        for rows in np.arange(len(input_ids)).reshape(-1, args.rows_per_micro_batch):
+            with _autocast(args):
+                output = network.model(
+                    input_ids=input_ids[rows],
+                    attention_mask=mask[rows],
+                    logits_to_keep=width + 1,
+                    use_cache=False,
+                )
+                logits = output.logits[:, :-1].float() / args.temperature  # (b, T, V)
+                targets = input_ids[rows, prompt_width:, None]
+                logprobs = logits.log_softmax(-1).gather(-1, targets).squeeze(-1)
+                loss = loss_of(logprobs, work, rows)
+            loss.backward()
+            total += loss.item()
+    return total
+
+
+VARIANTS = {"ours": run_ours, "padded": run_padded}
+
+
+def _autocast(args: argparse.Namespace):
+    return torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16")
+
+
+# --- measurements ---------------------------------------------------------------------------------
+
+
+def loss_and_gradient(name: str, network: Network, work: Workload, args) -> tuple[float, Tensor]:
+    for parameter in network.parameters:
+        parameter.grad = None
+    loss = VARIANTS[name](network, work, args)
+    return loss, torch.cat([parameter.grad.flatten() for parameter in network.parameters])
+
+
+def compare(args: argparse.Namespace) -> dict[str, float]:
+    """Loss of both variants and the distance of their gradients, relative to its length."""
+    network = load_network(args)
+    work = make_workload(args, network.head.weight.shape[0])
+    (ours, our_gradient), (padded, gradient) = (
+        loss_and_gradient(name, network, work, args) for name in VARIANTS
+    )
+    difference = (our_gradient - gradient).norm() / gradient.norm()
+    return {"ours": ours, "padded": padded, "gradient_difference": difference.item()}
+
+
+def check_equal(args: argparse.Namespace) -> dict[str, float]:
+    """Both variants are the same mathematics: equal in float32 on a few rows."""
+    few = {"dtype": "float32", "completions": 8, "rows_per_micro_batch": 4}
+    found = compare(argparse.Namespace(**vars(args) | few))
+    if abs(found["ours"] - found["padded"]) > 1e-4 * abs(found["padded"]):
+        raise SystemExit(f"The losses differ: {found}.")
+    if found["gradient_difference"] > 1e-3:
+        raise SystemExit(f"The gradients differ: {found}.")
+    return found
+
+
+def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    network = load_network(args)
+    work = make_workload(args, network.head.weight.shape[0])
+    runs = {
+        name: lambda name=name: loss_and_gradient(name, network, work, args) for name in VARIANTS
+    }
+    return alternate(runs, args.repetitions)
+
+
+def measure_memory(args: argparse.Namespace, name: str, threads: int) -> dict[str, float]:
+    """Called in a fresh process; the model, and what libraries load once, are not counted."""
+    torch.set_num_threads(threads)
+    network = load_network(args)
+    vocab_size = network.head.weight.shape[0]
+    one_row = {"completions": 1, "rows_per_micro_batch": 1, "max_completion_length": 6}
+    short = argparse.Namespace(**vars(args) | one_row)
+    loss_and_gradient(name, network, make_workload(short, vocab_size), short)
+    work = make_workload(args, vocab_size)
+    with MemoryMeter() as meter:
+        loss_and_gradient(name, network, work, args)
+    return {
+        "peak_gib": round(meter.peak / GIB, 3),
+        "increase_gib": round(meter.increase / GIB, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=str(SMOLLM2), help="model folder")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--completions", type=int, default=32)
+    parser.add_argument("--max_completion_length", type=int, default=96)
+    parser.add_argument("--prompt_length", type=int, default=50)
+    parser.add_argument("--rows_per_micro_batch", type=int, default=8)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="default: as torch chooses")
+    parser.add_argument("--smoke", action="store_true", help="tiny model; writes to build/")
+    parser.add_argument("--output_dir", type=Path, help="default: benchmarks/results")
+    args = parser.parse_args()
+    if args.completions % args.rows_per_micro_batch:
+        parser.error("--completions must be a multiple of --rows_per_micro_batch")
+    if not args.smoke and not Path(args.model).is_dir():
+        parser.error(f"no model at {args.model}; run scripts/fetch_smollm2.py or use --smoke")
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    equality = check_equal(args)
+    print(
+        f"float32: losses {equality['ours']:.6f} and {equality['padded']:.6f}, "
+        f"gradients differ by {equality['gradient_difference']:.1e}"
+    )
+    threads = torch.get_num_threads()
+    memory = {name: in_fresh_process(measure_memory, args, name, threads) for name in VARIANTS}
+    seconds = measure_time(args)
+    work = make_workload(args, 512)
+    names = (
+        "dtype completions max_completion_length prompt_length rows_per_micro_batch repetitions "
+        "temperature seed"
+    )
+    payload = {
+        "model": "tiny random Llama" if args.smoke else Path(args.model).name,
+        "settings": {name: getattr(args, name) for name in names.split()},
+        "completion_tokens": work.num_tokens,
+        "equality_float32": equality,
+        "seconds": {
+            clock: {name: spread(values) for name, values in times.items()}
+            for clock, times in seconds.items()
+        },
+        "time_ratio": {clock: ratios(times, "ours", "padded") for clock, times in seconds.items()},
+        "memory": memory,
+        "memory_ratio": round(
+            memory["ours"]["increase_gib"] / max(memory["padded"]["increase_gib"], 1e-3), 4
+        ),
+    }
+    show(payload)
+    folder = args.output_dir or (ROOT / "build" / "benchmarks" if args.smoke else RESULTS)
+    print(f"written to {write_result('update', payload, folder).name}")
+
+
+def show(payload: dict) -> None:
+    """The table a person reads: seconds by both clocks, GiB above the loaded model."""
+    print(f"{'':14}{'min':>8}{'median':>8}{'max':>8}")
+    for clock, times in payload["seconds"].items():
+        for name, row in (times | {"ratio": payload["time_ratio"][clock]}).items():
+            cells = "".join(f"{row[key]:8.2f}" for key in ("min", "median", "max"))
+            print(f"{clock + ' ' + name:14}{cells}")
+    cells = "  ".join(
+        f"{name} {figures['increase_gib']}" for name, figures in payload["memory"].items()
+    )
+    print(f"GiB above the loaded model: {cells}  ratio {payload['memory_ratio']}")
+
+
+if __name__ == "__main__":
+    main()
