@@ -49,7 +49,7 @@ class Workload:
 
     prompt_ids: list[list[int]]
     token_ids: list[list[int]]
-    log_ratios: Tensor
+    logprobs_old: Tensor
     advantages: Tensor
     weights: Tensor
 
@@ -58,12 +58,13 @@ class Workload:
         return sum(map(len, self.token_ids))
 
 
-def make_workload(args: argparse.Namespace, vocab_size: int) -> Workload:
+def make_workload(args: argparse.Namespace, network: Network) -> Workload:
     """Random tokens: time and memory do not depend on which.
 
     Completions are from 1/6 to all of `max_completion_length` long, evenly spread, prompts
-    `prompt_length` ± 20 %.
+    `prompt_length` ± 20 %. Old log-probs are the network's own, moved at random.
     """
+    vocab_size = network.head.weight.shape[0]
     rng = np.random.default_rng(args.seed)
     num_rows, longest = args.completions, args.max_completion_length
     lengths = np.linspace(longest // 6, longest, num_rows).astype(int)
@@ -76,11 +77,25 @@ def make_workload(args: argparse.Namespace, vocab_size: int) -> Workload:
     ]
     prompt_ids, token_ids = ids[:num_rows], ids[num_rows:]
     mask = np.arange(longest) < np.array([len(row) for row in token_ids])[:, None]
-    log_ratios = rng.normal(0, 0.15, mask.shape)  # some are clipped
-    columns = (log_ratios, rng.normal(size=mask.shape), token_weights(mask, "dapo", longest))
+    old = reference_logprobs(network, prompt_ids, token_ids, longest, args)
+    old -= rng.normal(0, 0.15, mask.shape)  # some ratios are clipped
+    columns = (old, rng.normal(size=mask.shape), token_weights(mask, "dapo", longest))
     return Workload(
         prompt_ids, token_ids, *(torch.from_numpy(c.astype(np.float32)) for c in columns)
     )
+
+
+@torch.no_grad()
+def reference_logprobs(network, prompt_ids, token_ids, width: int, args) -> np.ndarray:
+    """(B, T), row by row: no padding, no chunks, nothing of either variant."""
+    logprobs = np.zeros((len(token_ids), width))
+    with network.active(), _autocast(args):
+        for i, (prompt, tokens) in enumerate(zip(prompt_ids, token_ids, strict=True)):
+            logits = network.model(input_ids=torch.tensor([prompt + tokens])).logits[0].float()
+            of_all = (logits / args.temperature).log_softmax(-1)
+            for t, token in enumerate(tokens):
+                logprobs[i, t] = of_all[len(prompt) - 1 + t, token]
+    return logprobs
 
 
 def load_network(args: argparse.Namespace) -> Network:
@@ -113,10 +128,9 @@ def load_network(args: argparse.Namespace) -> Network:
 def loss_of(logprobs: Tensor, work: Workload, rows: np.ndarray) -> Tensor:
     """The policy loss of the given rows; `logprobs` is (b, T) up to their longest."""
     width = logprobs.shape[1]
-    log_ratios, advantages, weights = (
-        column[rows, :width] for column in (work.log_ratios, work.advantages, work.weights)
+    old, advantages, weights = (
+        column[rows, :width] for column in (work.logprobs_old, work.advantages, work.weights)
     )
-    old = logprobs.detach() - log_ratios
     segment_ids = torch.zeros(logprobs.shape, dtype=torch.long)
     return policy_loss(logprobs, old, advantages, weights, segment_ids, epsilon=0.2).loss
 
@@ -187,7 +201,7 @@ def loss_and_gradient(name: str, network: Network, work: Workload, args) -> tupl
 def compare(args: argparse.Namespace) -> dict[str, float]:
     """Loss of both variants and the distance of their gradients, relative to its length."""
     network = load_network(args)
-    work = make_workload(args, network.head.weight.shape[0])
+    work = make_workload(args, network)
     (ours, our_gradient), (padded, gradient) = (
         loss_and_gradient(name, network, work, args) for name in VARIANTS
     )
@@ -208,7 +222,8 @@ def check_equal(args: argparse.Namespace) -> dict[str, float]:
 
 def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     network = load_network(args)
-    work = make_workload(args, network.head.weight.shape[0])
+    work = make_workload(args, network)
+    args.completion_tokens = work.num_tokens
     runs = {
         name: lambda name=name: loss_and_gradient(name, network, work, args) for name in VARIANTS
     }
@@ -219,11 +234,10 @@ def measure_memory(args: argparse.Namespace, name: str, threads: int) -> dict[st
     """Called in a fresh process; the model, and what libraries load once, are not counted."""
     torch.set_num_threads(threads)
     network = load_network(args)
-    vocab_size = network.head.weight.shape[0]
     one_row = {"completions": 1, "rows_per_micro_batch": 1, "max_completion_length": 6}
     short = argparse.Namespace(**vars(args) | one_row)
-    loss_and_gradient(name, network, make_workload(short, vocab_size), short)
-    work = make_workload(args, vocab_size)
+    loss_and_gradient(name, network, make_workload(short, network), short)
+    work = make_workload(args, network)
     with MemoryMeter() as meter:
         loss_and_gradient(name, network, work, args)
     return {
@@ -262,7 +276,6 @@ def main() -> None:
     threads = torch.get_num_threads()
     memory = {name: in_fresh_process(measure_memory, args, name, threads) for name in VARIANTS}
     seconds = measure_time(args)
-    work = make_workload(args, 512)
     names = (
         "dtype completions max_completion_length prompt_length rows_per_micro_batch repetitions "
         "temperature seed"
@@ -270,7 +283,7 @@ def main() -> None:
     payload = {
         "model": "tiny random Llama" if args.smoke else Path(args.model).name,
         "settings": {name: getattr(args, name) for name in names.split()},
-        "completion_tokens": work.num_tokens,
+        "completion_tokens": args.completion_tokens,
         "equality_float32": equality,
         "seconds": {
             clock: {name: spread(values) for name, values in times.items()}
