@@ -67,8 +67,8 @@ def _memory_on_cpu(result: dict) -> list[str]:
 def smollm2() -> str:
     result = _result("smollm2")
     return (
-        f"{result['steps']} steps of SmolLM2-135M (`recipes/smollm2.yaml`, 8 completions of up to 32 "
-        "tokens a step, LoRA policy and critic on one base) took "
+        f"{result['steps']} steps of SmolLM2-135M (`recipes/smollm2.yaml`, 8 completions of up to "
+        "32 tokens a step, LoRA policy and critic on one base) took "
         f"{result['seconds']:.0f} s, start included, and {result['peak_gib']:.1f} GiB of memory at "
         f"the peak. {_source(result)}"
     )
