@@ -256,10 +256,10 @@ def critic_from_policy(policy: Network) -> Network:
         return critic_network(_copy_as_value_model(policy.model))
     config = copy.deepcopy(policy.model.peft_config[POLICY])
     policy.model.add_adapter(CRITIC, config)
-    return _shared_critic(
-        policy,
-        nn.Linear(transformer(policy.model).config.get_text_config().hidden_size, 1, bias=False),
-    )
+    width = transformer(policy.model).config.get_text_config().hidden_size
+    head = nn.Linear(width, 1, bias=False)
+    nn.init.zeros_(head.weight)
+    return _shared_critic(policy, head)
 
 
 def load_shared_critic(policy: Network, folder: str) -> Network:
@@ -277,12 +277,11 @@ def load_shared_critic(policy: Network, folder: str) -> Network:
     set_peft_model_state_dict(policy.model, state, adapter_name=CRITIC)
     head = nn.Linear(weight.shape[1], 1, bias=False)
     head.weight.data.copy_(weight)
-    return _shared_critic(policy, head, zero=False)
+    return _shared_critic(policy, head)
 
 
-def _shared_critic(policy: Network, head: nn.Linear, zero: bool = True) -> Network:
-    if zero:
-        nn.init.zeros_(head.weight)
+def _shared_critic(policy: Network, head: nn.Linear) -> Network:
+    """The adapter "critic" of the policy's model with its value head."""
     head.to(policy.model.device)
     policy.model.set_adapter(CRITIC)
     parameters = (*trainable_parameters(policy.model), *head.parameters())
