@@ -133,12 +133,16 @@ def save_checkpoint(trainer: "SPOTrainer", step: int) -> Path:
 
 
 def trained_weights(trainer: "SPOTrainer") -> dict[str, torch.Tensor]:
-    """Every parameter the optimizer trains, by network and position."""
+    """Every parameter that training changes, by network and position."""
+    parameters = {"policy": trainer.policy.parameters}
+    if trainer.critic is not None:
+        parameters["critic"] = trainer.critic.parameters
+    if trainer.path_value is not None:
+        parameters["path_value"] = tuple(trainer.path_value.parameters())
     return {
         f"{name}.{i}": parameter.detach().contiguous()
-        for name, network in (("policy", trainer.policy), ("critic", trainer.critic))
-        if network is not None
-        for i, parameter in enumerate(network.parameters)
+        for name, of_network in parameters.items()
+        for i, parameter in enumerate(of_network)
     }
 
 
@@ -194,8 +198,8 @@ def _save_critic(trainer: "SPOTrainer", folder: Path) -> None:
     """A sequence-classification checkpoint, or, on a shared base, an adapter of one."""
     critic = trainer.critic
     trainer.processing_class.save_pretrained(folder)
-    if isinstance(critic.head, models.SurprisalHead):
-        save_file(critic.head.path.state_dict(), folder / models.SURPRISAL_FILE)
+    if trainer.path_value is not None:
+        trainer.path_value.save(folder)
     if critic.model is not trainer.policy.model:
         critic.model.save_pretrained(folder)
         return

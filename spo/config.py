@@ -162,8 +162,8 @@ class SPOConfig:
     )
     value_features: Literal["none", "surprisal"] = option(
         "none",
-        "'surprisal': the value head also sees how unlikely the path so far was (last, largest and "
-        "mean surprisal, entropy): known before the token, so the gradient stays unbiased.",
+        "'surprisal': add what a small regression, refitted to every rollout batch, makes of how "
+        "unlikely the path so far was: known before the token, so the gradient stays unbiased.",
         CRITIC,
     )
     lam_critic: float = option(

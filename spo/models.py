@@ -27,7 +27,6 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from spo.config import SPOConfig
-from spo.features import NUM_FEATURES
 from spo.loading import (
     check_target_modules,
     check_value_model,
@@ -41,8 +40,6 @@ POLICY, CRITIC, REFERENCE = "default", "critic", "reference"
 
 HEAD_NAMES = ("score", "classifier", "v_head", "value_head")
 """Where sequence-classification and reward models keep their last layer."""
-
-SURPRISAL_FILE = "surprisal_head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,36 +71,6 @@ class Network:
         """Switch dropout and gradient checkpointing on or off."""
         self.model.train(mode)
         self.head.train(mode)
-
-
-class SurprisalHead(nn.Module):
-    """A value head plus a small network on `surprisal_features`; adds exactly 0 at first."""
-
-    WIDTH = 32
-
-    def __init__(self, score: nn.Module):
-        super().__init__()
-        self.score = score
-        output = nn.Linear(self.WIDTH, 1, bias=False)
-        nn.init.zeros_(output.weight)
-        self.path = nn.Sequential(nn.Linear(NUM_FEATURES, self.WIDTH), nn.GELU(), output)
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return self.score.weight
-
-    def forward(self, states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """States (N, H) and features (N, 4) -> values (N, 1)."""
-        return self.score(states) + self.path(features)
-
-
-def with_surprisal(critic: Network, folder: str | None) -> Network:
-    """The critic with a `SurprisalHead`, restored where `folder` holds one."""
-    head = SurprisalHead(critic.head).to(critic.model.device)
-    if folder is not None and (Path(folder) / SURPRISAL_FILE).is_file():
-        head.path.load_state_dict(load_file(Path(folder) / SURPRISAL_FILE))
-    parameters = (*critic.parameters, *head.path.parameters())
-    return Network(critic.model, head, critic.adapter, parameters)
 
 
 def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -139,8 +106,6 @@ def build_networks(
     equal_on_all_processes(policy)
     reference = build_reference(policy) if args.beta else None
     critic = build_critic(value_model, policy, args, processing_class)
-    if critic is not None and args.value_features == "surprisal":
-        critic = with_surprisal(critic, value_model if isinstance(value_model, str) else None)
     if critic is not None:
         equal_on_all_processes(critic)
     for network in filter(None, (policy, critic)):

@@ -20,9 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spo.config import SPOConfig
-from spo.features import surprisal_features
 from spo.models import Network
-from spo.rollouts import pad_rows
 
 if TYPE_CHECKING:
     from spo.generation import Completions
@@ -73,14 +71,6 @@ class MicroBatch:
         """The sampled tokens."""
         return self.input_ids[self.token_rows, self.state_columns + 1]
 
-    def of_tokens(self, array: Float[np.ndarray, "B T F"] | None) -> Float[Tensor, "N F"] | None:
-        """A rollout batch's array at this micro-batch's tokens, float32 on its device."""
-        if array is None:
-            return None
-        rows, columns = self.token_rows.cpu().numpy(), self.token_columns.cpu().numpy()
-        chosen = torch.from_numpy(array[self.rows[rows], columns].astype(np.float32))
-        return chosen.to(self.input_ids.device)
-
     def to_rows(self, flat: Float[Tensor, " N"]) -> Float[Tensor, "b T"]:
         """(N,) -> (b, T), zero on padding; differentiable."""
         num_columns = int(self.token_columns.max()) + 1 if len(flat) else 0
@@ -124,16 +114,10 @@ def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]
     return states_before_tokens(output.last_hidden_state, batch)
 
 
-def token_values(
-    value_head: nn.Module,
-    states: Float[Tensor, "N H"],
-    features: Float[Tensor, "N F"] | None = None,
-) -> Float[Tensor, " N"]:
-    """V(s_t) from the state before token t (and what the path to it cost), in float32."""
+def token_values(value_head: nn.Module, states: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+    """V(s_t) from the state before token t, in float32."""
     with torch.autocast(states.device.type, enabled=False):
-        states = states.to(value_head.weight.dtype)
-        values = value_head(states) if features is None else value_head(states, features)
-        return values.squeeze(-1).float()
+        return value_head(states.to(value_head.weight.dtype)).squeeze(-1).float()
 
 
 def token_columns(
@@ -150,22 +134,17 @@ def token_columns(
     """
     policy, reference, critic = networks
 
-    def scored(network: Network | None, *what: str, **features: Any):
+    def scored(network: Network | None, *what: str):
         if network is None:
             return [[None] * len(prompt_ids)] * len(what)
-        return score_rows(
-            network, what, prompt_ids, samples.token_ids, accelerator, config, **features
-        )
+        return score_rows(network, what, prompt_ids, samples.token_ids, accelerator, config)
 
     if samples.token_entropies is None or config.rollout_logprobs == "scoring":
         logprobs, entropies = scored(policy, "logprobs", "entropies")
     else:
         logprobs, entropies = samples.token_logprobs, samples.token_entropies
     (logprobs_ref,) = scored(reference, "logprobs")
-    features = None
-    if config.value_features == "surprisal":
-        features = surprisal_features(*pad_rows(logprobs, entropies))
-    (values,) = scored(critic, "values", features=features)
+    (values,) = scored(critic, "values")
     columns = {
         "prompt_ids": prompt_ids,
         "token_ids": samples.token_ids,
@@ -186,12 +165,11 @@ def score_rows(
     token_ids: list[list[int]],
     accelerator: Accelerator,
     config: SPOConfig,
-    features: Float[np.ndarray, "b T F"] | None = None,
 ) -> list[list[np.ndarray]]:
     """One forward pass of a network over all rows, without gradient.
 
     Returns a list per name in `what`, holding one float32 array (length of the completion,) per
-    row. `features` are for a value head that reads them.
+    row.
     """
     lengths = np.array([len(ids) for ids in token_ids])
     totals = lengths + np.array([len(ids) for ids in prompt_ids])
@@ -207,7 +185,7 @@ def score_rows(
             batch = MicroBatch.build(rows, prompt_ids, token_ids, accelerator.device)
             states = hidden_states(decoder, batch)
             if "values" in what:
-                flat = {"values": token_values(network.head, states, batch.of_tokens(features))}
+                flat = {"values": token_values(network.head, states)}
             else:
                 names = ("logprobs", "entropies")
                 flat = dict(zip(names, _score_tokens(network, states, batch, config), strict=True))

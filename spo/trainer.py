@@ -9,6 +9,7 @@ Axes: B completions of the rollout batch over all processes, T completion tokens
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spo.advantages import Credit, assign_credit
 from spo.callbacks import Callbacks
 from spo.config import SPOConfig
 from spo.data import PromptBatches, prepare_prompts
+from spo.features import PathValue
 from spo.generation import (
     Completions,
     Sampling,
@@ -108,6 +110,11 @@ class SPOTrainer:
             peft_config,
             quantization_config,
         )
+        self.path_value = None
+        if self.critic is not None and self.args.value_features == "surprisal":
+            self.path_value = PathValue()
+            if isinstance(value_model, str):
+                self.path_value.load(Path(value_model))
         self._plan_steps()
         self._build_optimizers(*optimizers)
         self.callbacks = Callbacks(callbacks or [], self)
@@ -220,6 +227,9 @@ class SPOTrainer:
                 f"Step {step}: every completion is empty; check the end token and the prompts."
             )
         self.updater.check_finite(rollouts)
+        if self.path_value is not None:
+            values = rollouts.token_values + self.path_value.predict(rollouts)
+            rollouts = replace(rollouts, token_values=values)
         return rollouts
 
     def rewards(self, prompt_rows, texts: list[str], samples: Completions) -> CompletionRewards:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from spo.advantages import Credit
 from spo.checkpoints import save_offending_rows
-from spo.features import surprisal_features
 from spo.losses import kl_k3, policy_loss, token_weights, value_loss
 from spo.models import Network
 from spo.rollouts import Rollouts
@@ -52,6 +51,7 @@ class Updater:
                 order = np.random.default_rng([args.seed, step, iteration]).permutation(order)
             for rows in order.reshape(-1, size):
                 self._optimizer_update(rows)
+        self._fit_path_value()
         return self._metrics()
 
     def check_finite(self, rollouts: Rollouts) -> None:
@@ -74,11 +74,8 @@ class Updater:
             row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)
         ]
         self.total_lengths = lengths + np.array([len(ids) for ids in rollouts.prompt_ids])
-        self.features = None
-        if self.args.value_features == "surprisal":
-            self.features = surprisal_features(
-                rollouts.token_logprobs_old, rollouts.token_entropies, rollouts.completion_mask
-            )
+        path_value = self.trainer.path_value
+        self.path_values = None if path_value is None else path_value.predict(rollouts)
         self.sums: dict[str, float] = defaultdict(float)
         self.num_updates = 0
         self.num_policy_updates = 0
@@ -216,9 +213,10 @@ class Updater:
         return result.loss
 
     def _value_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
-        flat = token_values(network.head, states, batch.of_tokens(self.features))
-        values = batch.to_rows(flat)
+        values = batch.to_rows(token_values(network.head, states))
         width = values.shape[1]
+        if self.path_values is not None:
+            values = values + self._rows(self.path_values, batch, width)
         loss = value_loss(
             values,
             self._rows(self.credit.token_returns, batch, width),
@@ -228,6 +226,14 @@ class Updater:
         )
         self.sums["value_loss"] += loss.item()
         return self.args.vf_coef * loss
+
+    def _fit_path_value(self) -> None:
+        """Fit what the network leaves of the returns to the path's features."""
+        if self.trainer.path_value is not None:
+            network_values = self.rollouts.token_values - self.path_values
+            targets = self.credit.token_returns - network_values
+            seed = [self.args.seed, self.step]
+            self.trainer.path_value.fit(self.rollouts, targets, self.mask, seed)
 
     # --- the step ----------------------------------------------------------------------------
 

@@ -136,6 +136,7 @@ def with_dropout(output_dir, **given):
         output_dir,
         peft_config=LoraConfig(lora_dropout=0.1, **runs.LORA),
         value_model="policy",
+        value_features="surprisal",
         value_learning_rate=3e-3,
         lr_scheduler_type="cosine",
         warmup_steps=2,

@@ -1,0 +1,336 @@
+"""Ways to assign credit × seeds -> held-out accuracy against samples and seconds.
+
+    python benchmarks/learning.py                                  # everything that is missing
+    python benchmarks/learning.py --tasks chain_sum --modes grpo spo --seeds 1 2
+    python benchmarks/learning.py --report                         # only tables and plots
+
+All runs of a task and seed share the base model, the problems and their order, the number of
+completions and updates, and evaluate on the same held-out problems with the same random numbers.
+TRL's GRPOTrainer runs on the same. A run is one JSON in results/learning/; what is there already is
+not run again. Each run has one thread, so several may go side by side and the CPU seconds still
+mean something.
+"""
+
+import argparse
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT, write_result
+
+EVAL_SIZE = 400
+
+
+@dataclass(frozen=True)
+class Task:
+    """A base model, the problems it trains on, and the settings that all modes share."""
+
+    dataset: str
+    options: dict[str, int]
+    base: list[str]
+    settings: dict[str, Any]
+    updates: int
+    eval_every: int = 10
+    system_prompt: str | None = None
+    peft: tuple[int, int] | None = None
+
+    @property
+    def make_base(self) -> list[str]:
+        """Arguments of scripts/make_quickstart_model.py."""
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return ["--task", self.dataset, "--task_options", *options, *self.base]
+
+
+TINY = {
+    "num_generations": 8,
+    "per_device_train_batch_size": 64,
+    "learning_rate": 3e-4,
+    "adam_beta2": 0.95,
+    "lr_scheduler_type": "constant",
+}
+"""The batch: 8 problems × 8 solutions an update."""
+
+TASKS = {
+    "chain_sum": Task(
+        "chain_sum",
+        {"min_terms": 8, "max_terms": 10, "min_digits": 1, "max_digits": 1},
+        ["--fillers", "8", "--wrong_step_fraction", "0.12", "--steps", "3000"],
+        TINY | {"max_completion_length": 112},
+        updates=80,
+    ),
+    "leg_counting": Task(
+        "leg_counting",
+        {"min_animals": 3, "max_animals": 5, "min_instances": 1, "max_instances": 9},
+        ["--fillers", "8", "--wrong_step_fraction", "0.08", "--steps", "3000"],
+        TINY | {"max_completion_length": 144},
+        updates=80,
+    ),
+}
+
+CRITIC = {"value_model_path": "policy", "value_learning_rate": 3e-3}
+SPO = CRITIC | {"entropy_percentile": 0.15}
+MODES: dict[str, dict[str, Any]] = {
+    "grpo": {"entropy_percentile": 0.0},
+    "spo": SPO,
+}
+TRL = "trl_grpo"
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: int | None) -> dict:
+    """Train once in this process -> the JSON of the run."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    task = TASKS[task_name]
+    settings = task.settings | (MODES[mode] if mode != TRL else {}) | changes
+    settings |= {"seed": seed, "max_steps": updates or task.updates, "eval_steps": task.eval_every}
+    train = _train_with_trl if mode == TRL else _train_with_spo
+    begun = time.perf_counter()
+    steps, evaluations, clock = train(task, task_name, settings)
+    return {
+        "task": task_name,
+        "mode": mode,
+        "seed": seed,
+        "settings": settings,
+        "samples_per_update": settings["per_device_train_batch_size"],
+        "evaluations": [
+            {"update": step, "accuracy": accuracy, "cpu_seconds": clock.cpu[step]}
+            for step, accuracy in evaluations
+        ],
+        "steps": steps,
+        "wall_seconds": time.perf_counter() - begun,
+    }
+
+
+def problems(task: Task, settings: dict[str, Any]):
+    """Training problems, none of them twice, and held-out ones."""
+    from spo.data import load_reasoning_gym_splits
+
+    count = settings["max_steps"] * settings["per_device_train_batch_size"]
+    options = task.options | {"size": count // settings["num_generations"], "seed": 1}
+    return load_reasoning_gym_splits(task.dataset, options, EVAL_SIZE)
+
+
+def base_folder(task_name: str) -> Path:
+    return ROOT / "runs" / "bases" / task_name
+
+
+SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_sequence",
+          "grad_norm", "spo/approx_kl", "completions/mean_length")  # fmt: skip
+
+
+def _train_with_spo(task: Task, task_name: str, settings: dict[str, Any]):
+    from spo import SPOConfig, SPOTrainer
+
+    train, held_out = problems(task, settings)
+    clock = make_clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = SPOConfig(
+            output_dir=folder,
+            eval_temperature=1.0,
+            per_device_eval_batch_size=200,
+            save_rollouts_steps=0,
+            log_completions=False,
+            disable_tqdm=True,
+            use_cpu=True,
+            **settings,
+        )
+        trainer = SPOTrainer(
+            model=str(base_folder(task_name)),
+            reward_funcs="reasoning_gym",
+            args=args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            callbacks=[clock],
+        )
+        trainer.train()
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    evaluations = [(m["step"], m["eval/accuracy"]) for m in metrics if "eval/accuracy" in m]
+    steps = [m for m in metrics if "reward" in m]
+    series = {name: [round(m[name], 5) for m in steps] for name in SERIES if name in steps[-1]}
+    return series, evaluations, clock
+
+
+def _train_with_trl(task: Task, task_name: str, settings: dict[str, Any]):
+    """TRL's GRPOTrainer on the same problems in the same order, evaluated by the same code."""
+    import numpy as np
+    from trl import GRPOConfig, GRPOTrainer
+
+    from spo.data import PromptBatches
+    from spo.loading import load_policy, load_tokenizer
+    from spo.verifiers import reasoning_gym_reward
+
+    train, held_out = problems(task, settings)
+    batches = PromptBatches(
+        len(train),
+        settings["per_device_train_batch_size"] // settings["num_generations"],
+        settings["seed"],
+    )
+    order = np.concatenate([batches.indices(step) for step in range(settings["max_steps"])])
+    model = load_policy(str(base_folder(task_name)), dtype="float32")
+    tokenizer = load_tokenizer(str(base_folder(task_name)))
+    evaluations: list[tuple[int, float]] = []
+    every = settings["eval_steps"]
+
+    class Evaluations(type(make_clock())):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self._evaluate(0)
+            super().on_train_begin(args, state, control, **kwargs)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step % every == 0 or state.global_step == args.max_steps:
+                self._evaluate(state.global_step)
+                self.mark()
+
+        def _evaluate(self, step: int) -> None:
+            found = sampled_accuracy(model, tokenizer, held_out, settings)
+            evaluations.append((step, found))
+            print(f"{step} accuracy {found:.3f}", flush=True)
+
+    clock = Evaluations()
+    shared = {name: value for name, value in settings.items() if name != "eval_steps"}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reasoning_gym_reward,
+            args=GRPOConfig(
+                output_dir=folder,
+                beta=0.0,
+                bf16=False,
+                gradient_checkpointing=False,
+                shuffle_dataset=False,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=True,
+                **shared,
+            ),
+            train_dataset=train.select(order),
+            processing_class=tokenizer,
+            callbacks=[clock],
+        )
+        trainer.train()
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    names = ("reward", "entropy", "grad_norm", "completions/mean_length")
+    return {name: [round(e[name], 5) for e in history] for name in names}, evaluations, clock
+
+
+def sampled_accuracy(model, tokenizer, held_out, settings: dict[str, Any]) -> float:
+    """What SPOTrainer's evaluation does, for a model in another trainer's hands."""
+    import numpy as np
+    import torch
+
+    from spo.data import prepare_prompts
+    from spo.evaluation import EVAL_STEP
+    from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
+    from spo.verifiers import reasoning_gym_reward
+
+    prepared = prepare_prompts(held_out, tokenizer).dataset
+    length, correct = settings["max_completion_length"], 0
+    sampling = Sampling(length, eos_token_ids(model, tokenizer))
+    training = model.training
+    model.eval()
+    for start in range(0, len(prepared), 200):
+        rows = np.arange(start, min(start + 200, len(prepared)))
+        batch = prepared.select(rows)
+        noise = uniforms(settings["seed"], EVAL_STEP, rows, length)
+        with torch.no_grad():
+            samples = sample(model, list(batch["prompt_ids"]), noise, sampling)
+        texts, _ = completion_texts(tokenizer, samples.token_ids)
+        columns = {name: batch[name] for name in ("entry", "task", "task_options")}
+        correct += sum(r >= 1 for r in reasoning_gym_reward(None, texts, None, **columns))
+    model.train(training)
+    return correct / len(prepared)
+
+
+def make_clock():
+    """A TrainerCallback that adds up the CPU seconds of training, evaluations left out."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.cpu: dict[int, float] = {0: 0.0}
+            self.mark()
+
+        def mark(self) -> None:
+            self.marked = time.process_time()
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.mark()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            step = state.global_step
+            self.cpu[step] = self.cpu[step - 1] + time.process_time() - self.marked
+            self.mark()
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            self.mark()
+
+    return Clock()
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def make_base(task_name: str) -> None:
+    """The task's base model, made from its seed where it is missing."""
+    folder = base_folder(task_name)
+    if not (folder / "model.safetensors").is_file():
+        script = ROOT / "scripts" / "make_quickstart_model.py"
+        command = [sys.executable, str(script), *TASKS[task_name].make_base]
+        subprocess.run([*command, "--output_dir", str(folder)], check=True)
+
+
+def one(job: tuple) -> None:
+    """Run and write one JSON; in a process of its own."""
+    task_name, mode, seed, changes, updates, out, name = job
+    result = run(task_name, mode, seed, changes, updates)
+    write_result(name, result, out / task_name)
+    last = result["evaluations"][-1]
+    print(f"{task_name} {name}: {last['accuracy']:.3f}, {last['cpu_seconds']:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--modes", nargs="+", default=[*MODES, TRL], choices=[*MODES, TRL])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--updates", type=int, help="fewer than the task's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try a setting")
+    parser.add_argument("--label", default="", help="goes into the file name beside --set")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
+    parser.add_argument("--out", type=Path, default=RESULTS / "learning")
+    options = parser.parse_args()
+
+    changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
+    jobs = []
+    for task_name in options.tasks:
+        make_base(task_name)
+    for seed in options.seeds:
+        for task_name in options.tasks:
+            for mode in options.modes:
+                name = f"{mode}{options.label}-seed{seed}"
+                if not (options.out / task_name / f"{name}.json").is_file():
+                    job = (task_name, mode, seed, changes, options.updates, options.out, name)
+                    jobs.append(job)
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
+        for _ in pool.imap_unordered(one, jobs, chunksize=1):
+            pass
+
+
+if __name__ == "__main__":
+    main()

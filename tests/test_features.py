@@ -1,0 +1,92 @@
+"""spo/features.py: what the path cost, and the value that reads it."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import make_trainer
+
+from spo.features import MAX_SURPRISAL, NUM_FEATURES, PathValue, surprisal_features
+from spo.rollouts import load_rollouts
+
+
+def random_path(rows: int = 4, length: int = 12, seed: int = 0):
+    """Log-probs, entropies and a ragged mask, (rows, length) each."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, length + 1, size=(rows, 1))
+    mask = np.arange(length) < lengths
+    return -rng.exponential(2.0, mask.shape), rng.exponential(1.0, mask.shape), mask
+
+
+def test_features_know_only_what_came_before():
+    """Changing token 5 changes no feature up to token 5 but its own entropy."""
+    logprobs, entropies, mask = random_path()
+    mask[:] = True
+    before = surprisal_features(logprobs, entropies, mask)
+    logprobs[:, 5] -= 3.0
+    after = surprisal_features(logprobs, entropies, mask)
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+    assert not np.allclose(before[:, 6], after[:, 6])
+
+
+def test_features_are_bounded_and_zero_on_padding():
+    logprobs, entropies, mask = random_path()
+    features = surprisal_features(1000 * logprobs, 1000 * entropies, mask)
+    assert features.shape == (*mask.shape, NUM_FEATURES)
+    assert np.abs(features).max() <= MAX_SURPRISAL / 2
+    assert not features[~mask].any()
+
+
+def test_an_even_choice_is_no_slip():
+    """A token as unlikely as all its alternatives has surprisal, but none beyond the entropy."""
+    surprisal, mask = np.log(8.0), np.ones((1, 2), bool)
+    logprobs = np.array([[-surprisal, 0.0]])
+    free = surprisal_features(logprobs, np.array([[surprisal, 0.0]]), mask)
+    slip = surprisal_features(logprobs, np.array([[0.1, 0.0]]), mask)
+    assert free[0, 1, 0] == slip[0, 1, 0] == pytest.approx(surprisal / 2)
+    assert free[0, 1, 3] == pytest.approx(0.0)
+    assert slip[0, 1, 3] == pytest.approx((surprisal - 0.1) / 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two steps with surprisal features, their rollouts saved."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder, value_model="policy", value_features="surprisal")
+    trainer.train()
+    return trainer, folder
+
+
+def test_the_value_is_zero_until_it_is_fitted(run):
+    _, folder = run
+    first = load_rollouts(folder / "rollouts" / "step-000001.parquet").rollouts
+    second = load_rollouts(folder / "rollouts" / "step-000002.parquet").rollouts
+    assert not first.token_values[first.completion_mask].any()
+    assert second.token_values[second.completion_mask].all()
+
+
+def test_a_fit_explains_what_the_path_decides(run):
+    """Targets made from a feature are found again, on rollouts not fitted to."""
+    _, folder = run
+    fitted, other = (
+        load_rollouts(folder / "rollouts" / f"step-00000{i}.parquet").rollouts for i in (1, 2)
+    )
+
+    def targets(rollouts):
+        features = surprisal_features(
+            rollouts.token_logprobs_old, rollouts.token_entropies, rollouts.completion_mask
+        )
+        return np.tanh(features[..., 1]) - 0.5 * features[..., 6]
+
+    value = PathValue()
+    for seed in range(3):
+        value.fit(fitted, targets(fitted), fitted.completion_mask, seed)
+    mask = other.completion_mask
+    error = (value.predict(other) - targets(other))[mask]
+    assert error.var() < 0.1 * targets(other)[mask].var()
+
+
+def test_it_is_saved_beside_the_critic_and_found_again(run, tmp_path):
+    trainer, folder = run
+    again = make_trainer(tmp_path, value_model=str(folder / "critic"), value_features="surprisal")
+    ours, theirs = (list(value.parameters()) for value in (again.path_value, trainer.path_value))
+    assert all(map(torch.equal, ours, theirs))
