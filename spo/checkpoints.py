@@ -137,13 +137,14 @@ def trained_weights(trainer: "SPOTrainer") -> dict[str, torch.Tensor]:
     parameters = {"policy": trainer.policy.parameters}
     if trainer.critic is not None:
         parameters["critic"] = trainer.critic.parameters
-    if trainer.path_value is not None:
-        parameters["path_value"] = tuple(trainer.path_value.parameters())
-    return {
+    weights = {
         f"{name}.{i}": parameter.detach().contiguous()
         for name, of_network in parameters.items()
         for i, parameter in enumerate(of_network)
     }
+    if trainer.path_value is not None:
+        weights |= {f"path_value.{k}": v for k, v in trainer.path_value.state().items()}
+    return weights
 
 
 def resume(trainer: "SPOTrainer", checkpoint: str | bool) -> int:

@@ -8,17 +8,20 @@ stays a baseline and the policy gradient stays unbiased.
 Axes: B completions, T completion tokens.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from spo.rollouts import Rollouts
 
+FILE = "path_value.safetensors"
 NUM_FEATURES = 8
+NUM_PRODUCTS = 1 + NUM_FEATURES * (NUM_FEATURES + 3) // 2
 MAX_SURPRISAL = 8.0
 """Nats. Without a bound one token the policy has drifted away from throws the values off."""
 
@@ -53,60 +56,63 @@ def _of_the_path(surprisal: Float[np.ndarray, "B T"]):
     return before, np.maximum.accumulate(before, axis=1), np.log1p(np.cumsum(before, axis=1))
 
 
-def features_of(rollouts: Rollouts) -> Float[np.ndarray, "B T 8"]:
-    """`surprisal_features` of a rollout batch, float32."""
-    return surprisal_features(
-        rollouts.token_logprobs_old, rollouts.token_entropies, rollouts.completion_mask
-    ).astype(np.float32)
+class PathValue:
+    """The part of a token's value that `surprisal_features` predict; 0 until it is fitted.
 
+    Least squares on the features, their squares and products, in closed form, with exponential
+    forgetting: a completion counts e^(−age / MEMORY), age in completions since. So it follows the
+    policy at once, while the critic network takes its one step. It stays on the CPU, in float64;
+    every process fits its own on the whole rollout batch.
 
-class PathValue(nn.Module):
-    """The part of a token's value that `surprisal_features` predict; exactly 0 at first.
-
-    A network of a few hundred weights. It is small enough to be fitted anew to every rollout
-    batch, from where the last fit ended, so that it follows the policy at once while the critic
-    network takes its one step. It lives on the CPU; every process fits its own on the whole batch.
+    Attributes:
+        covariance, products: the sums Σ x xᵀ and Σ x y over tokens, (D, D) and (D,).
     """
 
-    WIDTH, STEPS, BATCH_SIZE, LEARNING_RATE = 32, 100, 4096, 1e-2
+    MEMORY = 256
+    RIDGE = 10.0
 
     def __init__(self):
-        super().__init__()
-        output = nn.Linear(self.WIDTH, 1)
-        nn.init.zeros_(output.weight)
-        nn.init.zeros_(output.bias)
-        self.layers = nn.Sequential(nn.Linear(NUM_FEATURES, self.WIDTH), nn.GELU(), output)
+        self.covariance = torch.zeros(NUM_PRODUCTS, NUM_PRODUCTS, dtype=torch.float64)
+        self.products = torch.zeros(NUM_PRODUCTS, dtype=torch.float64)
 
-    def forward(self, features: Float[Tensor, "*N 8"]) -> Float[Tensor, "*N"]:
-        return self.layers(features).squeeze(-1)
-
-    @torch.no_grad()
     def predict(self, rollouts: Rollouts) -> Float[np.ndarray, "B T"]:
-        """Before every token; meaningless on padding."""
-        return self(torch.from_numpy(features_of(rollouts))).numpy()
+        """Before every token; a constant on padding."""
+        ridge = self.RIDGE * torch.eye(NUM_PRODUCTS, dtype=torch.float64)
+        weights = torch.linalg.solve(self.covariance + ridge, self.products)
+        return (_inputs(rollouts) @ weights.numpy()).astype(np.float32)
 
     def fit(
         self,
         rollouts: Rollouts,
         targets: Float[np.ndarray, "B T"],
         mask: Bool[np.ndarray, "B T"],
-        seed: int | list[int],
     ) -> None:
-        """Least squares over the masked tokens: `STEPS` steps of Adam from the current weights."""
-        inputs = torch.from_numpy(features_of(rollouts)[mask])
-        wanted = torch.from_numpy(targets[mask].astype(np.float32))
-        rng = np.random.default_rng(seed)
-        optimizer = torch.optim.Adam(self.parameters(), self.LEARNING_RATE)
-        for _ in range(self.STEPS if len(wanted) else 0):
-            rows = torch.from_numpy(rng.integers(len(wanted), size=self.BATCH_SIZE))
-            optimizer.zero_grad()
-            (self(inputs[rows]) - wanted[rows]).square().mean().backward()
-            optimizer.step()
+        """Take in the masked tokens of a rollout batch."""
+        inputs = torch.from_numpy(_inputs(rollouts)[mask])
+        wanted = torch.from_numpy(targets[mask].astype(np.float64))
+        kept = math.exp(-len(rollouts) / self.MEMORY)
+        self.covariance.mul_(kept).add_(inputs.T @ inputs)
+        self.products.mul_(kept).add_(inputs.T @ wanted)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold; writing into these tensors restores it."""
+        return {"covariance": self.covariance, "products": self.products}
 
     def save(self, folder: Path) -> None:
-        save_file(self.state_dict(), folder / "path_value.safetensors")
+        save_file(self.state(), folder / FILE)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` left in the folder, if anything."""
-        if (folder / "path_value.safetensors").is_file():
-            self.load_state_dict(load_file(folder / "path_value.safetensors"))
+        if (folder / FILE).is_file():
+            saved = load_file(folder / FILE)
+            self.covariance, self.products = saved["covariance"], saved["products"]
+
+
+def _inputs(rollouts: Rollouts) -> Float[np.ndarray, "B T 45"]:
+    """A constant, the features, and the products of any two of them."""
+    features = surprisal_features(
+        rollouts.token_logprobs_old, rollouts.token_entropies, rollouts.completion_mask
+    )
+    first, second = np.triu_indices(NUM_FEATURES)
+    constant = np.ones((*features.shape[:-1], 1))
+    return np.concatenate([constant, features, features[..., first] * features[..., second]], -1)

@@ -232,8 +232,7 @@ class Updater:
         if self.trainer.path_value is not None:
             network_values = self.rollouts.token_values - self.path_values
             targets = self.credit.token_returns - network_values
-            seed = [self.args.seed, self.step]
-            self.trainer.path_value.fit(self.rollouts, targets, self.mask, seed)
+            self.trainer.path_value.fit(self.rollouts, targets, self.mask)
 
     # --- the step ----------------------------------------------------------------------------
 

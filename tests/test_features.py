@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from tiny_runs import make_trainer
 
 from spo.features import MAX_SURPRISAL, NUM_FEATURES, PathValue, surprisal_features
@@ -78,8 +77,8 @@ def test_a_fit_explains_what_the_path_decides(run):
         return np.tanh(features[..., 1]) - 0.5 * features[..., 6]
 
     value = PathValue()
-    for seed in range(3):
-        value.fit(fitted, targets(fitted), fitted.completion_mask, seed)
+    for _ in range(30):  # 60 tokens weigh little beside the ridge
+        value.fit(fitted, targets(fitted), fitted.completion_mask)
     mask = other.completion_mask
     error = (value.predict(other) - targets(other))[mask]
     assert error.var() < 0.1 * targets(other)[mask].var()
@@ -88,5 +87,6 @@ def test_a_fit_explains_what_the_path_decides(run):
 def test_it_is_saved_beside_the_critic_and_found_again(run, tmp_path):
     trainer, folder = run
     again = make_trainer(tmp_path, value_model=str(folder / "critic"), value_features="surprisal")
-    ours, theirs = (list(value.parameters()) for value in (again.path_value, trainer.path_value))
-    assert all(map(torch.equal, ours, theirs))
+    assert again.path_value.products.any()
+    for name, sums in trainer.path_value.state().items():
+        assert sums.equal(again.path_value.state()[name])
