@@ -159,8 +159,12 @@ def _train_with_spo(task: Task, task_name: str, settings: dict[str, Any]):
     metrics = [json.loads(line) for line in lines]
     evaluations = [(m["step"], m["eval/accuracy"]) for m in metrics if "eval/accuracy" in m]
     steps = [m for m in metrics if "reward" in m]
-    series = {name: [round(m[name], 5) for m in steps] for name in SERIES if name in steps[-1]}
-    return series, evaluations, clock
+    return {name: _series(steps, name) for name in SERIES}, evaluations, clock
+
+
+def _series(steps: list[dict], name: str) -> list[float | None]:
+    """A metric of every step; None where it was not defined."""
+    return [None if m.get(name) is None else round(m[name], 5) for m in steps]
 
 
 def _train_with_trl(task: Task, task_name: str, settings: dict[str, Any]):
@@ -226,7 +230,7 @@ def _train_with_trl(task: Task, task_name: str, settings: dict[str, Any]):
         trainer.train()
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
     names = ("reward", "entropy", "grad_norm", "completions/mean_length")
-    return {name: [round(e[name], 5) for e in history] for name in names}, evaluations, clock
+    return {name: _series(history, name) for name in names}, evaluations, clock
 
 
 def sampled_accuracy(model, tokenizer, held_out, settings: dict[str, Any]) -> float:

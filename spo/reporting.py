@@ -144,12 +144,13 @@ class PhaseTimer:
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[phase] = time.perf_counter() - begun
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
 
     def metrics(self, num_tokens: int) -> dict[str, float]:
-        """Seconds per phase, and sampled tokens over all of them."""
+        """Seconds per phase since the last call, and sampled tokens over all of them."""
         rate = num_tokens / sum(self.seconds.values())
         times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
+        self.seconds = {}
         return times | {"tokens_per_second": rate}
 
 

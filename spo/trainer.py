@@ -9,7 +9,6 @@ Axes: B completions of the rollout batch over all processes, T completion tokens
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +135,9 @@ class SPOTrainer:
         for step in range(start + 1, self.max_steps + 1):
             prompts = self.batches.indices(step - 1)
             samples = self.generate(step, prompts)
-            rollouts = self.score(step, prompts, samples)
+            rollouts = self.value(step, self.score(step, prompts, samples))
             credit = assign_credit(rollouts, self.args)
-            metrics = self.update(step, rollouts, credit)
+            metrics = self.update(rollouts, credit)
             self.finish_step(step, rollouts, credit, metrics)
             if self.control.should_training_stop:
                 break
@@ -192,13 +191,14 @@ class SPOTrainer:
 
     @torch.no_grad()
     def score(self, step: int, prompts: np.ndarray, samples: Completions) -> Rollouts:
-        """Log-probs, entropies, values and rewards of all rows: the global rollout batch."""
+        """Log-probs, entropies, rewards and (mostly, see `value`) values: the global batch."""
         with self.timer("score"):
             indices = self._local(prompts)
             prompt_rows = self.train_dataset.select(indices)
             texts, ends = completion_texts(self.processing_class, samples.token_ids)
             rewards = self.rewards(prompt_rows, texts, samples)
-            networks = (self.policy, self.reference, self.critic)
+            critic = None if self.updater.critic_comes_first else self.critic
+            networks = (self.policy, self.reference, critic)
             prompt_ids = samples.prompt_ids or list(prompt_rows["prompt_ids"])
             columns_of_tokens = token_columns(
                 networks, prompt_ids, samples, self.accelerator, self.args
@@ -226,10 +226,6 @@ class SPOTrainer:
             raise ValueError(
                 f"Step {step}: every completion is empty; check the end token and the prompts."
             )
-        self.updater.check_finite(rollouts)
-        if self.path_value is not None:
-            values = rollouts.token_values + self.path_value.predict(rollouts)
-            rollouts = replace(rollouts, token_values=values)
         return rollouts
 
     def rewards(self, prompt_rows, texts: list[str], samples: Completions) -> CompletionRewards:
@@ -254,12 +250,17 @@ class SPOTrainer:
             np.array([len(ids) for ids in samples.token_ids]),
         )
 
+    def value(self, step: int, rollouts: Rollouts) -> Rollouts:
+        """The rollouts with the critic's values; its training pass may be what gives them."""
+        with self.timer("update"):
+            return self.updater.begin(step, rollouts)
+
     # --- phase 4: update (phase 3 is assign_credit) ------------------------------------------
 
-    def update(self, step: int, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
+    def update(self, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
         """All optimizer updates of one rollout batch."""
         with self.timer("update"):
-            metrics = self.updater.run(step, rollouts, credit)
+            metrics = self.updater.run(credit)
         return rollout_metrics(rollouts, credit, self.args) | metrics
 
     # --- phase 5: finish ---------------------------------------------------------------------

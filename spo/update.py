@@ -1,22 +1,26 @@
 """Rollouts and credit -> optimizer updates of policy and critic.
 
 One update runs over its rows twice, once per network: all policy micro-batches forward and
-backward, then all of the critic's. So the two graphs are never alive together, and under a
-shared base the adapter is switched once per pass. Weights were fixed over the whole update
-beforehand, so gradients just add up, over micro-batches and over processes.
+backward, and all of the critic's. So the two graphs are never alive together, and under a shared
+base the adapter is switched once per pass. Weights were fixed over the whole update beforehand, so
+gradients just add up, over micro-batches and over processes.
+
+Where the critic's targets do not depend on its values, its pass comes before credit is assigned:
+one forward pass then gives both the values that credit is made of and the gradient.
 
 Axes: B completions of the rollout batch, b rows of a micro-batch, T completion tokens.
 """
 
 import warnings
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spo.advantages import Credit
+from spo.advantages import Credit, assign_credit
 from spo.checkpoints import save_offending_rows
 from spo.losses import kl_k3, policy_loss, token_weights, value_loss
 from spo.models import Network
@@ -40,10 +44,40 @@ class Updater:
         self.max_rows = self.args.per_device_train_batch_size
         self.max_tokens = self.args.max_tokens_per_micro_batch
 
-    def run(self, step: int, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
-        """Every optimizer update of a rollout batch -> means over them."""
-        args = self.args
-        self._begin(step, rollouts, credit)
+    @property
+    def critic_comes_first(self) -> bool:
+        """Whether the critic's pass may come before credit: its targets are Monte Carlo returns,
+        a rollout batch gives one update, and no dropout would show in the values."""
+        args, critic = self.args, self.trainer.critic
+        return (
+            critic is not None
+            and args.gamma == args.lam_critic == 1.0
+            and args.updates_per_step(self.accelerator.num_processes) == 1
+            and not any(isinstance(m, torch.nn.Dropout) and m.p for m in critic.model.modules())
+        )
+
+    def begin(self, step: int, rollouts: Rollouts) -> Rollouts:
+        """Take up a scored rollout batch -> the same with all that goes into its values."""
+        self._take_up(step, rollouts)
+        self._check_finite()
+        if self.trainer.critic is None:
+            return rollouts
+        path_value = self.trainer.path_value
+        if path_value is not None:
+            self.path_values = path_value.predict(rollouts)
+        if self.critic_comes_first:
+            self._train_critic_first()
+        self.network_values = self.rollouts.token_values
+        values = self.network_values + self.path_values
+        self.rollouts = replace(self.rollouts, token_values=values)
+        return self.rollouts
+
+    def run(self, credit: Credit) -> dict[str, float]:
+        """Every optimizer update of the batch taken up -> means over them."""
+        args, step, rollouts = self.args, self.step, self.rollouts
+        self.credit = credit
+        if credit.token_returns is not None:
+            self.targets = credit.token_returns - self.path_values
         size = args.update_batch_size(self.accelerator.num_processes)
         for iteration in range(args.num_iterations):
             order = np.arange(len(rollouts))
@@ -54,45 +88,66 @@ class Updater:
         self._fit_path_value()
         return self._metrics()
 
-    def check_finite(self, rollouts: Rollouts) -> None:
+    def _check_finite(self) -> None:
         """Stop before any credit is assigned where a network says NaN or infinity."""
         for name in ("token_entropies", "token_logprobs_old", "token_logprobs_ref", "token_values"):
-            numbers = getattr(rollouts, name)
+            numbers = getattr(self.rollouts, name)
             rows = () if numbers is None else np.flatnonzero(~np.isfinite(numbers).all(1))
             if len(rows):
-                self.step, self.rollouts = rollouts.step, rollouts
-                uncut = np.where(rollouts.completion_mask, 0, -1)
-                self.credit = Credit(uncut, np.zeros(uncut.shape, np.float32), None)
                 self._stop(f"{name} of {len(rows)} completions is not finite", rows)
 
-    def _begin(self, step: int, rollouts: Rollouts, credit: Credit) -> None:
-        """Take up a rollout batch."""
+    def _take_up(self, step: int, rollouts: Rollouts) -> None:
         self.mask = rollouts.loss_mask(self.args.mask_truncated_completions)
-        self.step, self.rollouts, self.credit = step, rollouts, credit
+        self.step, self.rollouts = step, rollouts
+        uncut = np.where(rollouts.completion_mask, 0, -1)
+        self.credit = Credit(uncut, np.zeros(uncut.shape, np.float32), None)
         lengths = rollouts.lengths
         self.token_ids = [
             row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)
         ]
         self.total_lengths = lengths + np.array([len(ids) for ids in rollouts.prompt_ids])
-        path_value = self.trainer.path_value
-        self.path_values = None if path_value is None else path_value.predict(rollouts)
+        self.path_values = np.zeros(self.mask.shape, np.float32)
         self.sums: dict[str, float] = defaultdict(float)
         self.num_updates = 0
         self.num_policy_updates = 0
         self.norms: dict[str, float] = {}
 
+    def _mine(self, rows: np.ndarray) -> np.ndarray:
+        """This process's share of the rows, of about as many tokens as any other's."""
+        longest_first = rows[np.argsort(-self.total_lengths[rows], kind="stable")]
+        return longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _weights(self, rows: np.ndarray, loss_type: str) -> np.ndarray:
+        """Weight of every token of the batch in an update on the given rows, (B, T) float32."""
+        weights = np.zeros(self.mask.shape, np.float32)
+        weights[rows] = token_weights(self.mask[rows], loss_type, self.args.max_completion_length)
+        return weights
+
+    def _train_critic_first(self) -> None:
+        """The critic's pass over all rows, also those outside the loss: they have values, too.
+
+        Its gradient waits in the parameters for the step of the optimizer.
+        """
+        zeros = np.zeros(self.mask.shape, np.float32)
+        self.rollouts = replace(self.rollouts, token_values=zeros)
+        returns = assign_credit(self.rollouts, self.args).token_returns  # no value enters them
+        self.targets = returns - self.path_values
+        rows = np.arange(len(self.rollouts))
+        self.value_weights = self._weights(rows, "dapo")
+        self.values = zeros.copy()
+        with_tokens = rows[self.rollouts.lengths > 0]
+        self._accumulate(self.trainer.critic, self._mine(with_tokens), self._first_value_loss)
+        values = torch.from_numpy(self.values).to(self.accelerator.device)
+        values = self.accelerator.reduce(values, "sum").cpu().numpy()
+        self.rollouts = replace(self.rollouts, token_values=values)
+
     def _optimizer_update(self, rows: np.ndarray) -> None:
         """One step of the optimizer on the given rows (U of them, over all processes)."""
         trainer = self.trainer
-        active = rows[self.mask[rows].any(1)]
-        self.rows = active
-        longest_first = active[np.argsort(-self.total_lengths[active], kind="stable")]
-        mine = longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
-        self.weights = np.zeros(self.mask.shape, np.float32)
-        self.value_weights = np.zeros(self.mask.shape, np.float32)
-        limit = self.args.max_completion_length
-        self.weights[rows] = token_weights(self.mask[rows], self.args.loss_type, limit)
-        self.value_weights[rows] = token_weights(self.mask[rows], "dapo", limit)
+        self.rows = rows[self.mask[rows].any(1)]
+        mine = self._mine(self.rows)
+        self.weights = self._weights(rows, self.args.loss_type)
+        self.value_weights = self._weights(rows, "dapo")
 
         updated = {}
         if self.step > self.args.value_warmup_steps or trainer.critic is None:
@@ -100,7 +155,8 @@ class Updater:
             updated["grad_norm"] = (trainer.policy, self.args.max_grad_norm)
             self.num_policy_updates += 1
         if trainer.critic is not None:
-            self._accumulate(trainer.critic, mine, self._value_loss)
+            if not self.critic_comes_first:
+                self._accumulate(trainer.critic, mine, self._value_loss)
             updated["spo/value_grad_norm"] = (trainer.critic, self.args.value_max_grad_norm)
         self._step(updated)
 
@@ -214,24 +270,30 @@ class Updater:
 
     def _value_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
         values = batch.to_rows(token_values(network.head, states))
+        old = self._rows(self.network_values, batch, values.shape[1])
+        return self._loss_of_values(values, old, batch)
+
+    def _first_value_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
+        """Its values are the rollout's: nothing is clipped yet."""
+        values = batch.to_rows(token_values(network.head, states))
+        self.values[batch.rows, : values.shape[1]] = values.detach().cpu().numpy()
+        bad = batch.rows[~np.isfinite(self.values[batch.rows]).all(1)]
+        if len(bad):
+            self._stop(f"token_values of {len(bad)} completions is not finite", bad)
+        return self._loss_of_values(values, values.detach(), batch)
+
+    def _loss_of_values(self, values: Tensor, old: Tensor, batch: MicroBatch) -> Tensor:
         width = values.shape[1]
-        if self.path_values is not None:
-            values = values + self._rows(self.path_values, batch, width)
-        loss = value_loss(
-            values,
-            self._rows(self.credit.token_returns, batch, width),
-            self._rows(self.rollouts.token_values, batch, width),
-            self._rows(self.value_weights, batch, width),
-            self.args.cliprange_value,
-        )
+        targets = self._rows(self.targets, batch, width)
+        weights = self._rows(self.value_weights, batch, width)
+        loss = value_loss(values, targets, old, weights, self.args.cliprange_value)
         self.sums["value_loss"] += loss.item()
         return self.args.vf_coef * loss
 
     def _fit_path_value(self) -> None:
         """Fit what the network leaves of the returns to the path's features."""
         if self.trainer.path_value is not None:
-            network_values = self.rollouts.token_values - self.path_values
-            targets = self.credit.token_returns - network_values
+            targets = self.credit.token_returns - self.network_values
             self.trainer.path_value.fit(self.rollouts, targets, self.mask)
 
     # --- the step ----------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import tiny_runs as runs
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from spo.update import Updater
+
 
 # --- micro-batches ---------------------------------------------------------------------------
 def train_split(output_dir, **split):
@@ -107,6 +109,11 @@ def test_two_processes_end_with_the_weights_of_one(case, one_and_two):
 @pytest.mark.parametrize("case", ["full", "shared_critic", "nothing_to_learn_from", "script"])
 def test_two_processes_sample_and_report_as_one(case, one_and_two):
     one, two = (folder / case for folder in one_and_two)
+    assert_same_numbers(one, two)
+
+
+def assert_same_numbers(one: Path, two: Path) -> None:
+    """Two runs that may differ in rounding: samples, credit and metrics."""
     saved = list(zip(runs.rollouts_of(one), runs.rollouts_of(two), strict=True))
     assert saved
     for a, b in saved:
@@ -117,8 +124,54 @@ def test_two_processes_sample_and_report_as_one(case, one_and_two):
             np.testing.assert_allclose(
                 getattr(a.credit, name), getattr(b.credit, name), rtol=1e-4, atol=1e-4
             )
+        if a.rollouts.token_values is not None:
+            np.testing.assert_allclose(
+                a.rollouts.token_values, b.rollouts.token_values, rtol=1e-4, atol=1e-5
+            )
     for line, expected in zip(runs.metrics_of(two), runs.metrics_of(one), strict=True):
         assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+# --- one pass of the critic or two ---------------------------------------------------------------
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"peft_config": LoraConfig(**runs.LORA), "value_features": "surprisal"},
+        {"mask_truncated_completions": True, "cliprange_value": 0.1, "value_warmup_steps": 1},
+    ],
+    ids=["full", "shared base", "masked rows"],
+)
+def test_values_from_the_training_pass_are_those_of_a_pass_of_their_own(
+    given, tmp_path, monkeypatch
+):
+    """With Monte Carlo targets the critic runs once a step; rollouts and weights stay the same."""
+
+    def train(name):
+        trainer = runs.make_trainer(tmp_path / name, value_model="policy", max_steps=3, **given)
+        assert trainer.updater.critic_comes_first == (name == "one")
+        trainer.train()
+        return runs.weights_of(trainer)
+
+    one_pass = train("one")
+    monkeypatch.setattr(Updater, "critic_comes_first", False)
+    two_passes = train("two")
+    assert runs.largest_difference(one_pass, two_passes) < 1e-4
+    assert_same_numbers(tmp_path / "one", tmp_path / "two")
+
+
+def test_values_that_enter_their_own_targets_need_a_pass_of_their_own(tmp_path):
+    for number, settings in enumerate(
+        (
+            {"lam_critic": 0.9},
+            {"gamma": 0.99},
+            {"num_iterations": 2},
+            {"generation_batch_size": 16},
+            {"peft_config": LoraConfig(lora_dropout=0.1, **runs.LORA)},
+        )
+    ):
+        trainer = runs.make_trainer(tmp_path / str(number), value_model="policy", **settings)
+        assert not trainer.updater.critic_comes_first
 
 
 # --- resuming --------------------------------------------------------------------------------
