@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from spo.loading import lora_config
 from spo.losses import policy_loss, token_weights
 from spo.models import Network, build_policy
-from spo.scoring import MicroBatch, hidden_states, split_rows, token_logprobs
+from spo.scoring import TokenRows, hidden_states, token_logprobs
 
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
 
@@ -137,17 +137,17 @@ def loss_of(logprobs: Tensor, work: Workload, rows: np.ndarray) -> Tensor:
 
 def run_ours(network: Network, work: Workload, args: argparse.Namespace) -> float:
     """What spo.update does for the policy."""
-    lengths = np.array(
-        [len(p) + len(t) for p, t in zip(work.prompt_ids, work.token_ids, strict=True)]
-    )
+    token_rows = TokenRows(work.prompt_ids, work.token_ids, share_prompts=True)
+    every_row = np.arange(len(work.token_ids))
     total = 0.0
     with network.active() as decoder:
-        for rows in split_rows(np.arange(len(lengths)), lengths, args.rows_per_micro_batch):
-            batch = MicroBatch.build(rows, work.prompt_ids, work.token_ids, torch.device("cpu"))
+        for batch in token_rows.micro_batches(
+            every_row, args.rows_per_micro_batch, None, torch.device("cpu")
+        ):
             with _autocast(args):
                 states = hidden_states(decoder, batch)
                 flat = token_logprobs(states, network.head, batch.targets, args.temperature)
-                loss = loss_of(batch.to_rows(flat), work, rows)
+                loss = loss_of(batch.to_rows(flat), work, batch.rows)
             loss.backward()
             total += loss.item()
     return total

@@ -346,6 +346,12 @@ class SPOConfig:
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
 
     @property
+    def share_prompts(self) -> bool:
+        """Compute a prompt once for its completions in scoring and update; recomputed activations
+        would have lost its key-value cache."""
+        return not self.gradient_checkpointing
+
+    @property
     def wants_critic(self) -> bool:
         """A critic is named here; one given as an object to SPOTrainer counts as well."""
         return self.use_value_network and self.value_model_path is not None

@@ -11,6 +11,7 @@ tokens of all rows laid end to end, H hidden width, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from spo.config import SPOConfig
 from spo.models import Network
@@ -27,16 +29,66 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """All but the last token of the distinct prompts of a micro-batch, left-padded.
+
+    Attributes:
+        input_ids, attention_mask: (P, L).
+        of_row: which of the P each row of the micro-batch continues, (b,).
+    """
+
+    input_ids: Int[Tensor, "P L"]
+    attention_mask: Int[Tensor, "P L"]
+    of_row: Int[Tensor, " b"]
+
+    @classmethod
+    def build(cls, prompt_ids: list[list[int]], device: torch.device) -> "Prefix":
+        """Of the rows' prompts."""
+        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
+        input_ids = np.zeros((len(index), max(map(len, index)) - 1), dtype=np.int64)
+        mask = np.zeros_like(input_ids)
+        for prompt, i in index.items():
+            if len(prompt) > 1:
+                input_ids[i, 1 - len(prompt) :] = prompt[:-1]
+                mask[i, 1 - len(prompt) :] = 1
+        of_row = np.array([index[tuple(prompt)] for prompt in prompt_ids])
+        return cls(*(torch.from_numpy(x).to(device) for x in (input_ids, mask, of_row)))
+
+    def arguments_for(self, decoder: nn.Module, num_columns: int) -> dict[str, Any]:
+        """Run the prefixes -> what lets the decoder go on from them, differentiable."""
+        cache = DynamicCache(config=decoder.config)
+        positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+        decoder(
+            input_ids=self.input_ids,
+            attention_mask=self.attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_select_indices(self.of_row)
+        mask = self.attention_mask[self.of_row]
+        begin = mask.sum(1, keepdim=True)
+        return {
+            "attention_mask": torch.cat([mask, mask.new_ones(len(mask), num_columns)], 1),
+            "position_ids": begin + torch.arange(num_columns, device=mask.device),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Prompt + completion per row, right-padded to the longest row of this micro-batch.
 
-    No attention mask is needed: padding stands after every real token, and attention is causal.
+    Padding stands after every real token, and attention is causal: it needs no mask. With a
+    prefix, rows begin with their prompt's last token.
 
     Attributes:
         rows: which rows of the rollout batch these are, (b,).
         input_ids: (b, S).
         token_rows, token_columns: row and completion position of each of the N tokens, (N,).
         state_columns: position in `input_ids` of the state before each token, (N,).
+        prefix: what the rows continue, None where they are whole.
     """
 
     rows: np.ndarray
@@ -44,6 +96,7 @@ class MicroBatch:
     token_rows: Int[Tensor, " N"]
     token_columns: Int[Tensor, " N"]
     state_columns: Int[Tensor, " N"]
+    prefix: Prefix | None = None
 
     @classmethod
     def build(
@@ -52,8 +105,13 @@ class MicroBatch:
         prompt_ids: list[list[int]],
         token_ids: list[list[int]],
         device: torch.device,
+        share_prompts: bool = False,
     ) -> "MicroBatch":
         """Lay out the given rows of the ragged `prompt_ids` and `token_ids`."""
+        prefix = None
+        if share_prompts:
+            prefix = Prefix.build([prompt_ids[row] for row in rows], device)
+            prompt_ids = [ids[-1:] for ids in prompt_ids]
         sequences = [[*prompt_ids[row], *token_ids[row]] for row in rows]
         input_ids = np.zeros((len(rows), max(map(len, sequences))), dtype=np.int64)
         for i, sequence in enumerate(sequences):
@@ -64,7 +122,7 @@ class MicroBatch:
         prompt_lengths = np.array([len(prompt_ids[row]) for row in rows])
         state_columns = prompt_lengths[token_rows] - 1 + token_columns
         tensors = (input_ids, token_rows, token_columns, state_columns)
-        return cls(rows, *(torch.from_numpy(x).to(device) for x in tensors))
+        return cls(rows, *(torch.from_numpy(x).to(device) for x in tensors), prefix)
 
     @property
     def targets(self) -> Int[Tensor, " N"]:
@@ -78,24 +136,79 @@ class MicroBatch:
         return padded.index_put((self.token_rows, self.token_columns), flat)
 
 
-def split_rows(
-    rows: np.ndarray, lengths: np.ndarray, max_rows: int, max_tokens: int | None = None
-) -> Iterator[np.ndarray]:
-    """Cut rows into micro-batches of similar length: at most `max_rows`, or `max_tokens` padded.
+class TokenRows:
+    """The rows of a rollout batch, to be cut into micro-batches.
 
-    Longest first, so that memory runs out at once or not at all. A row longer than `max_tokens`
-    stands alone.
-
-    >>> list(split_rows(np.arange(4), np.array([2, 9, 3, 8]), max_rows=2))
-    [array([1, 3]), array([2, 0])]
-    >>> list(split_rows(np.arange(4), np.array([2, 9, 3, 8]), max_rows=1, max_tokens=18))
-    [array([1, 3]), array([2, 0])]
+    With `share_prompts` a prompt is computed once for all its completions in a micro-batch, where
+    that is less work: forward and backward go through its key-value cache. Gradient checkpointing
+    cannot do that.
     """
-    rows = rows[np.argsort(-lengths[rows], kind="stable")]
-    while len(rows):
-        count = max_rows if max_tokens is None else max(1, max_tokens // int(lengths[rows[0]]))
-        yield rows[:count]
-        rows = rows[count:]
+
+    def __init__(
+        self, prompt_ids: list[list[int]], token_ids: list[list[int]], share_prompts: bool = False
+    ):
+        self.prompt_ids, self.token_ids, self.share_prompts = prompt_ids, token_ids, share_prompts
+        self.prompt_lengths = np.array([len(ids) for ids in prompt_ids])
+        self.lengths = np.array([len(ids) for ids in token_ids])
+        self.total_lengths = self.prompt_lengths + self.lengths
+
+    def micro_batches(
+        self,
+        rows: np.ndarray,
+        max_rows: int,
+        max_tokens: int | None,
+        device: torch.device,
+    ) -> Iterator[MicroBatch]:
+        """Of the given rows, laid out: see `split`."""
+        for chosen in self.split(rows, max_rows, max_tokens):
+            share = self._work(chosen) < self._work_of_whole_rows(chosen)
+            yield MicroBatch.build(chosen, self.prompt_ids, self.token_ids, device, share)
+
+    def split(
+        self, rows: np.ndarray, max_rows: int, max_tokens: int | None = None
+    ) -> list[np.ndarray]:
+        """Cut rows into micro-batches of at most `max_rows`, or of `max_tokens` padded ones.
+
+        Longest first, so that memory runs out at once or not at all; or, where that leaves less to
+        compute, prompt by prompt. A row longer than `max_tokens` stands alone.
+
+        >>> rows = TokenRows([[0]] * 4, [[0] * n for n in (1, 8, 2, 7)])
+        >>> rows.split(np.arange(4), max_rows=2)
+        [array([1, 3]), array([2, 0])]
+        >>> rows.split(np.arange(4), max_rows=1, max_tokens=18)
+        [array([1, 3]), array([2, 0])]
+        """
+        rows = rows[np.argsort(-self.total_lengths[rows], kind="stable")]
+        by_length = self._cut(rows, max_rows, max_tokens)
+        if not self.share_prompts:
+            return by_length
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            groups.setdefault(tuple(self.prompt_ids[row]), []).append(row)
+        by_prompt = self._cut(np.array(list(chain(*groups.values())), int), max_rows, max_tokens)
+        return min(by_length, by_prompt, key=lambda parts: sum(map(self._work, parts)))
+
+    def _cut(self, rows: np.ndarray, max_rows: int, max_tokens: int | None) -> list[np.ndarray]:
+        parts = []
+        while len(rows):
+            longest = int(self.total_lengths[rows].max())
+            count = max_rows if max_tokens is None else max(1, max_tokens // longest)
+            parts.append(rows[:count])
+            rows = rows[count:]
+        return parts
+
+    def _work_of_whole_rows(self, rows: np.ndarray) -> int:
+        """Padded tokens with a prompt in every row."""
+        return len(rows) * int(self.total_lengths[rows].max())
+
+    def _work(self, rows: np.ndarray) -> int:
+        """Padded tokens, shared prompts counted once where that is less."""
+        whole = self._work_of_whole_rows(rows)
+        if not self.share_prompts or self.prompt_lengths[rows].min() < 2:
+            return whole
+        num_prompts = len({tuple(self.prompt_ids[row]) for row in rows})
+        prefixes = num_prompts * int(self.prompt_lengths[rows].max() - 1)
+        return min(whole, prefixes + len(rows) * int(self.lengths[rows].max() + 1))
 
 
 def states_before_tokens(
@@ -110,7 +223,10 @@ def states_before_tokens(
 
 def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]:
     """Run the decoder (a model without its head) and keep the states before completion tokens."""
-    output = decoder(input_ids=batch.input_ids, use_cache=False)
+    arguments: dict[str, Any] = {"use_cache": False}
+    if batch.prefix is not None:
+        arguments = batch.prefix.arguments_for(decoder, batch.input_ids.shape[1])
+    output = decoder(input_ids=batch.input_ids, **arguments)
     return states_before_tokens(output.last_hidden_state, batch)
 
 
@@ -171,18 +287,17 @@ def score_rows(
     Returns a list per name in `what`, holding one float32 array (length of the completion,) per
     row.
     """
-    lengths = np.array([len(ids) for ids in token_ids])
-    totals = lengths + np.array([len(ids) for ids in prompt_ids])
+    token_rows = TokenRows(prompt_ids, token_ids, config.share_prompts)
+    lengths = token_rows.lengths
     scored = [[np.zeros(n, np.float32) for n in lengths] for _ in what]
     network.train(False)
     with network.active() as decoder, accelerator.autocast():
-        for rows in split_rows(
+        for batch in token_rows.micro_batches(
             np.flatnonzero(lengths),
-            totals,
             config.per_device_train_batch_size,
             config.max_tokens_per_micro_batch,
+            accelerator.device,
         ):
-            batch = MicroBatch.build(rows, prompt_ids, token_ids, accelerator.device)
             states = hidden_states(decoder, batch)
             if "values" in what:
                 flat = {"values": token_values(network.head, states)}
@@ -190,8 +305,8 @@ def score_rows(
                 names = ("logprobs", "entropies")
                 flat = dict(zip(names, _score_tokens(network, states, batch, config), strict=True))
             for name, columns in zip(what, scored, strict=True):
-                parts = np.split(flat[name].cpu().numpy(), np.cumsum(lengths[rows])[:-1])
-                for row, part in zip(rows, parts, strict=True):
+                parts = np.split(flat[name].cpu().numpy(), np.cumsum(lengths[batch.rows])[:-1])
+                for row, part in zip(batch.rows, parts, strict=True):
                     columns[row] = part
     return scored
 

@@ -25,7 +25,7 @@ from spo.checkpoints import save_offending_rows
 from spo.losses import kl_k3, policy_loss, token_weights, value_loss
 from spo.models import Network
 from spo.rollouts import Rollouts
-from spo.scoring import MicroBatch, hidden_states, split_rows, token_logprobs, token_values
+from spo.scoring import MicroBatch, TokenRows, hidden_states, token_logprobs, token_values
 
 if TYPE_CHECKING:
     from spo.trainer import SPOTrainer
@@ -101,11 +101,10 @@ class Updater:
         self.step, self.rollouts = step, rollouts
         uncut = np.where(rollouts.completion_mask, 0, -1)
         self.credit = Credit(uncut, np.zeros(uncut.shape, np.float32), None)
-        lengths = rollouts.lengths
-        self.token_ids = [
-            row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)
+        token_ids = [
+            row[:n].tolist() for row, n in zip(rollouts.token_ids, rollouts.lengths, strict=True)
         ]
-        self.total_lengths = lengths + np.array([len(ids) for ids in rollouts.prompt_ids])
+        self.token_rows = TokenRows(rollouts.prompt_ids, token_ids, self.args.share_prompts)
         self.path_values = np.zeros(self.mask.shape, np.float32)
         self.sums: dict[str, float] = defaultdict(float)
         self.num_updates = 0
@@ -114,7 +113,7 @@ class Updater:
 
     def _mine(self, rows: np.ndarray) -> np.ndarray:
         """This process's share of the rows, of about as many tokens as any other's."""
-        longest_first = rows[np.argsort(-self.total_lengths[rows], kind="stable")]
+        longest_first = rows[np.argsort(-self.token_rows.total_lengths[rows], kind="stable")]
         return longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _weights(self, rows: np.ndarray, loss_type: str) -> np.ndarray:
@@ -201,19 +200,18 @@ class Updater:
     def _pass(self, network: Network, rows: np.ndarray, loss_of) -> None:
         network.train(True)
         with network.active() as decoder:
-            for chosen in split_rows(rows, self.total_lengths, self.max_rows, self.max_tokens):
-                batch = MicroBatch.build(
-                    chosen, self.rollouts.prompt_ids, self.token_ids, self.accelerator.device
-                )
+            for batch in self.token_rows.micro_batches(
+                rows, self.max_rows, self.max_tokens, self.accelerator.device
+            ):
                 with self.accelerator.autocast():
                     loss = loss_of(network, hidden_states(decoder, batch), batch)
                 if not torch.isfinite(loss):
-                    self._stop(f"the loss is {loss.item()}", chosen)
+                    self._stop(f"the loss is {loss.item()}", batch.rows)
                 self.accelerator.backward(loss)
 
     def _shrink(self, rows: np.ndarray) -> bool:
         """Halve the token budget of a micro-batch; False when one row is all there is."""
-        longest = int(self.total_lengths[rows].max())
+        longest = int(self.token_rows.total_lengths[rows].max())
         budget = self.max_tokens or longest * min(self.max_rows, len(rows))
         if budget <= longest:
             return False

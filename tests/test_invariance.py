@@ -98,12 +98,12 @@ def start(command: str, folder: Path, log: Path, variables: dict[str, str]) -> s
 
 @pytest.mark.parametrize("case", ["full", "shared_critic", "nothing_to_learn_from"])
 def test_two_processes_end_with_the_weights_of_one(case, one_and_two):
-    """Relative to each tensor's largest weight, after 2 or 3 steps in float32: 1e-5."""
+    """Relative to each tensor's largest weight, after 2 or 3 steps in float32: 3e-5."""
     one, two = one_and_two
     expected = dict(np.load(one / f"{case}-0.npz"))
     first, second = (dict(np.load(two / f"{case}-{rank}.npz")) for rank in (0, 1))
     assert runs.same_bits(first, second)
-    assert runs.largest_difference(expected, first) < 1e-5
+    assert runs.largest_difference(expected, first) < 3e-5
 
 
 @pytest.mark.parametrize("case", ["full", "shared_critic", "nothing_to_learn_from", "script"])

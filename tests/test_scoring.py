@@ -16,10 +16,10 @@ from spo.config import SPOConfig
 from spo.models import Network
 from spo.scoring import (
     MicroBatch,
+    TokenRows,
     hidden_states,
     logprobs_and_entropies,
     score_rows,
-    split_rows,
     states_before_tokens,
     token_logprobs,
     token_logprobs_and_entropies,
@@ -120,7 +120,8 @@ def test_to_rows_gives_each_token_its_own_gradient():
 def test_micro_batches_hold_every_row_once_within_the_limits(lengths, max_rows, max_tokens, seed):
     rows = np.random.default_rng(seed).permutation(len(lengths))[: max(1, len(lengths) - 2)]
     lengths = np.array(lengths)
-    parts = list(split_rows(rows, lengths, max_rows, max_tokens))
+    token_rows = TokenRows([[0]] * len(lengths), [[0] * (n - 1) for n in lengths])
+    parts = token_rows.split(rows, max_rows, max_tokens)
     assert sorted(np.concatenate(parts).tolist()) == sorted(rows.tolist())
     in_order = lengths[np.concatenate(parts)]
     assert (np.diff(in_order) <= 0).all()  # longest first
@@ -132,7 +133,59 @@ def test_micro_batches_hold_every_row_once_within_the_limits(lengths, max_rows, 
 
 
 def test_no_rows_make_no_micro_batches():
-    assert list(split_rows(np.arange(0), np.array([3, 4]), 2)) == []
+    assert TokenRows([[1]] * 2, [[2]] * 2, share_prompts=True).split(np.arange(0), 2) == []
+
+
+# --- shared prompts -------------------------------------------------------------------------------
+
+SHARED = [PROMPTS[0]] * 3 + [PROMPTS[2]] * 2
+
+
+def test_prompts_stay_together_where_that_is_less_to_compute():
+    rows = np.arange(4)
+    long_prompts = TokenRows([[1] * 50, [2] * 50] * 2, [[0] * 9, [0] * 8, [0] * 1, [0] * 2], True)
+    assert [part.tolist() for part in long_prompts.split(rows, 2)] == [[0, 2], [1, 3]]
+    ragged = TokenRows([[1] * 5, [2] * 5] * 2, [[0] * 90, [0] * 80, [0] * 1, [0] * 2], True)
+    assert [part.tolist() for part in ragged.split(rows, 2)] == [[0, 1], [3, 2]]
+
+
+def test_a_prompt_alone_in_its_micro_batch_is_not_split_off():
+    (batch,) = TokenRows([PROMPTS[2]], [[1, 2]], True).micro_batches(np.arange(1), 8, None, CPU)
+    assert batch.prefix is None
+    (batch,) = TokenRows([[7]] * 3, [[1, 2]] * 3, True).micro_batches(np.arange(3), 8, None, CPU)
+    assert batch.prefix is None
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [4, 1, 0, 3]], ids=["one prompt", "two, ragged"])
+def test_shared_prompts_change_neither_states_nor_gradients(rows, policy):
+    """Float64; completions of different lengths behind prompts of different lengths."""
+    completions = [*COMPLETIONS, [30, 31, 32]]
+
+    def states_and_gradient(share_prompts):
+        batch = MicroBatch.build(np.array(rows), SHARED, completions, CPU, share_prompts)
+        assert (batch.prefix is not None) == share_prompts
+        policy.model.zero_grad()
+        with policy.active() as decoder:
+            states = hidden_states(decoder, batch)
+        token_logprobs(states, policy.head, batch.targets, 1.0, 4).square().sum().backward()
+        gradient = [parameter.grad.clone() for parameter in policy.model.parameters()]
+        return batch.to_rows(states.detach().sum(-1)), gradient
+
+    (states, gradient), (shared_states, shared_gradient) = map(states_and_gradient, (False, True))
+    torch.testing.assert_close(shared_states, states, rtol=0, atol=1e-6)
+    for ours, theirs in zip(shared_gradient, gradient, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+    policy.model.zero_grad()
+
+
+def test_shared_prompts_change_no_scores(policy, accelerator):
+    completions = [*COMPLETIONS, [30, 31, 32]]
+    what = ("logprobs", "entropies")
+    shared = score(policy, what, accelerator, SHARED, completions)
+    whole = score(policy, what, accelerator, SHARED, completions, gradient_checkpointing=True)
+    for ours, theirs in zip(shared, whole, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 # --- chunked log-probs ----------------------------------------------------------------------------
