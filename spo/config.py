@@ -230,6 +230,12 @@ class SPOConfig:
         "a second forward pass with the update's own arithmetic.",
         ROLLOUT,
     )
+    fold_adapter: bool = option(
+        True,
+        "While sampling, add the LoRA adapter to a copy of the weights it changes, unless they are "
+        "quantised: faster, and that copy is the price in memory.",
+        ROLLOUT,
+    )
     reward_weights: list[float] | None = option(
         None, "Weight of each reward function; None: 1 each.", ROLLOUT
     )

@@ -19,7 +19,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
+from spo.models import decoder, transformer
 from spo.scoring import logprobs_and_entropies
+
+CACHED_NUMBERS = 2**16
+"""Float32 numbers whose temporaries a core keeps: 256 KiB each."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +119,14 @@ def _sample_batch(model, prompt_ids, noise, sampling: Sampling) -> Completions:
             rows, chosen, positions = rows[running], chosen[running], positions[running]
             attention_mask = attention_mask[running]
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1)
-        logits = model(
+        states = decoder(model)(
             input_ids=chosen[:, None],
             attention_mask=attention_mask,
             position_ids=positions[:, None],
             past_key_values=cache,
             use_cache=True,
-        ).logits[:, -1]
+        ).last_hidden_state
+        logits = _next_token_logits(model, states)
         positions = positions + 1
 
     def ragged(array):
@@ -143,21 +148,37 @@ def _prefill(model, prompt_ids: list[list[int]]):
         mask[i, width - len(ids) :] = 1
     attention_mask = torch.from_numpy(mask).to(model.device)
     cache = DynamicCache(config=model.config)
-    logits = model(
+    states = decoder(model)(
         input_ids=torch.from_numpy(input_ids).to(model.device),
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+    ).last_hidden_state
+    logits = _next_token_logits(model, states)
     index = torch.from_numpy(prompt_of_row).to(model.device)
     cache.batch_select_indices(index)
     return logits[index], cache, attention_mask[index]
 
 
+def _next_token_logits(model, states: Float[Tensor, "b S H"]) -> Float[Tensor, "b V"]:
+    """One product of two matrices: behind a slice of three dimensions the head's weight would be
+    copied for every row."""
+    return transformer(model).get_output_embeddings()(states[:, -1].contiguous())
+
+
 def _choose(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"], sampling: Sampling):
-    """One token per row, with its log-prob and the entropy it was chosen under, (b,) each."""
+    """One token per row, with its log-prob and the entropy it was chosen under, (b,) each.
+
+    On a CPU a few rows at a time, so that what is made of them stays in its cache.
+    """
+    num_rows, vocab_size = logits.shape
+    size = num_rows if logits.is_cuda else max(CACHED_NUMBERS // vocab_size, 1)
+    parts = zip(logits.split(size), noise.split(size), strict=True)
+    return map(torch.cat, zip(*(_choose_rows(*part, sampling) for part in parts), strict=True))
+
+
+def _choose_rows(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"], sampling: Sampling):
     logits = logits.float() / (sampling.temperature or 1.0)
     if sampling.temperature == 0:
         chosen = logits.argmax(-1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -113,13 +114,16 @@ def estimate_memory(
         if half:  # autocast keeps a 16-bit copy of one network's weights during its pass
             extra += trained * 2
     length = prompt_length + args.max_completion_length
+    generation = _generation_bytes(model_config, args, length, compute)
+    if frozen and bits is None and args.fold_adapter:
+        generation += _folded_bytes(model, weight_dtype.itemsize)
     return MemoryEstimate(
         weights=base_weights,
         reference_and_critic=extra,
         adapters=4.0 * trained * networks if frozen else 0.0,
         gradients=4.0 * trained * networks,
         optimizer=OPTIMIZER_BYTES[args.optim] * trained * networks,
-        generation=_generation_bytes(model_config, args, length, compute),
+        generation=generation,
         activations=_activation_bytes(model, args, length, bits),
         logits=_logits_bytes(model_config, args, compute),
     )
@@ -176,6 +180,12 @@ def _generation_bytes(config: PreTrainedConfig, args: SPOConfig, length: int, it
     per_token = 2 * config.num_hidden_layers * heads * head_dim * itemsize
     one_layer = per_token / config.num_hidden_layers  # growing a layer's cache copies it
     return rows * length * (per_token + one_layer) + rows * config.vocab_size * (itemsize + 5 * 4)
+
+
+def _folded_bytes(model: nn.Module, itemsize: int) -> float:
+    """The second copy of the layers that carry adapters."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return sum(layer.get_base_layer().weight.numel() * itemsize for layer in layers)
 
 
 def _micro_batch_rows(args: SPOConfig, length: int) -> int:

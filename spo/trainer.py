@@ -169,7 +169,7 @@ class SPOTrainer:
     def sample(self, prompt_ids, noise: np.ndarray, sampling: Sampling) -> Completions:
         """Complete prompts with the current policy."""
         self.policy.train(False)
-        with self.policy.active(), self.accelerator.autocast():
+        with self.policy.decoding(self.accelerator.autocast, self.args.fold_adapter):
             return sample(
                 self.policy.model,
                 list(prompt_ids),

@@ -37,9 +37,9 @@ def model():
 
 @pytest.fixture
 def forwards(model):
-    """Rows of every forward pass of the model, in order."""
+    """Rows of every forward pass of the decoder, in order."""
     rows = []
-    handle = model.register_forward_pre_hook(
+    handle = model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     yield rows

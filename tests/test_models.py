@@ -1,11 +1,13 @@
 """Policy, critic and reference: what they share, what they do not, where their values come from."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import tiny_runs as runs
 import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import Cohere2Config, Cohere2ForCausalLM
 
@@ -50,6 +52,45 @@ def test_policy_critic_and_reference_hold_one_copy_of_the_base():
     assert sum(storages(policy, reference, critic).values()) == base + 2 * adapter + head
     assert not {id(p) for p in policy.parameters} & {id(p) for p in critic.parameters}
     assert all("lora" in n for n, p in policy.model.named_parameters() if p.requires_grad)
+
+
+def test_while_decoding_the_adapter_is_in_the_weights_and_afterwards_nothing_has_moved():
+    policy = lora_policy()
+    models.critic_from_policy(policy)
+    stir(policy.parameters)
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    expected = output(policy)
+    calls = []
+    handles = [
+        module.register_forward_hook(lambda *_: calls.append(1))
+        for name, module in policy.model.named_modules()
+        if name.endswith("lora_A.default")
+    ]
+    assert handles
+    policy.train(False)
+    with policy.decoding(nullcontext), torch.no_grad():
+        folded = policy.head(models.decoder(policy.model)(input_ids=IDS).last_hidden_state)
+    assert not calls  # no product with an adapter was taken
+    torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(folded, output(models.Network(policy.model, policy.head, "")))
+    assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
+    assert torch.equal(output(policy), expected)
+    assert calls
+
+
+def test_an_adapter_on_tied_weights_is_not_folded():
+    """The head's weight is the embedding's, which must stay what it is."""
+    model = runs.policy()
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.get_input_embeddings().weight
+    settings = runs.LORA | {"target_modules": ["lm_head", "q_proj"]}
+    policy = models.Network(get_peft_model(model, LoraConfig(**settings)), model.lm_head, "default")
+    weight = model.get_input_embeddings().weight
+    with policy.decoding(nullcontext):
+        assert not any(
+            layer.merged for layer in policy.model.modules() if isinstance(layer, BaseTunerLayer)
+        )
+        assert model.get_input_embeddings().weight is weight
 
 
 def test_a_new_critic_says_zero_and_has_a_gradient_only_in_its_head():
