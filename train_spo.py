@@ -137,12 +137,16 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
         split and as_prompts(split, script_args) for split in load_data(script_args)
     )
 
+    import torch
+
     from spo import SPOTrainer
     from spo.checkpoints import refuse_another_run
     from spo.loading import quantization_config
 
     if args.output_dir and not (args.resume_from_checkpoint or args.overwrite_output_dir):
         refuse_another_run(Path(args.output_dir))
+    if torch.cuda.is_available() and not args.use_cpu:
+        estimate(model_args, args).check_card(torch.cuda.get_device_properties(0).total_memory)
     quantization = quantization_config(
         model_args.bits, model_args.bnb_4bit_quant_type, model_args.use_bnb_nested_quant
     )

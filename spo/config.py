@@ -240,6 +240,11 @@ class SPOConfig:
         None, "Weight of each reward function; None: 1 each.", ROLLOUT
     )
 
+    reward_load_in_4bit: bool = option(
+        False, "Weights of reward models given by path or id in 4 bits (NF4).", ROLLOUT
+    )
+    reward_load_in_8bit: bool = option(False, "The same in 8 bits.", ROLLOUT)
+
     # --- batches and steps -------------------------------------------------------------------
     per_device_train_batch_size: int = option(
         8, "Completions per process in one forward/backward of the update.", BATCH
@@ -358,6 +363,16 @@ class SPOConfig:
         return not self.gradient_checkpointing
 
     @property
+    def value_bits(self) -> int | None:
+        """4, 8 or None for the weights of a critic named by path or id."""
+        return 4 if self.value_load_in_4bit else 8 if self.value_load_in_8bit else None
+
+    @property
+    def reward_bits(self) -> int | None:
+        """4, 8 or None for the weights of reward models named by path or id."""
+        return 4 if self.reward_load_in_4bit else 8 if self.reward_load_in_8bit else None
+
+    @property
     def wants_critic(self) -> bool:
         """A critic is named here; one given as an object to SPOTrainer counts as well."""
         return self.use_value_network and self.value_model_path is not None
@@ -445,6 +460,10 @@ class SPOConfig:
             )
         if self.value_load_in_4bit and self.value_load_in_8bit:
             raise ValueError("value_load_in_4bit and value_load_in_8bit are both set; choose one.")
+        if self.reward_load_in_4bit and self.reward_load_in_8bit:
+            raise ValueError(
+                "reward_load_in_4bit and reward_load_in_8bit are both set; choose one."
+            )
         if (self.value_load_in_4bit or self.value_load_in_8bit) and not self.value_use_peft:
             raise ValueError("Quantised critic weights cannot be trained; add value_use_peft.")
         if self.value_use_peft and self.value_model_path in (None, "policy"):

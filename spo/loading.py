@@ -157,7 +157,7 @@ def quantization_config(
 def load_critic(name: str, args: SPOConfig, processing_class, dtype: torch.dtype, device):
     """The value model `args.value_model_path` names, with its own LoRA and quantisation."""
     check_same_tokenizer(name, processing_class)
-    bits = 4 if args.value_load_in_4bit else 8 if args.value_load_in_8bit else None
+    bits = args.value_bits
     kwargs: dict[str, Any] = {"dtype": dtype}
     if bits is not None:
         kwargs |= {"quantization_config": quantization_config(bits), "device_map": {"": device}}

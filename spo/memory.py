@@ -7,6 +7,7 @@ architecture's own habits are in the count instead of in a formula.
 """
 
 import copy
+import warnings
 from dataclasses import dataclass, fields
 
 import torch
@@ -39,6 +40,21 @@ BLOCK = 64
 """Weights that share one quantisation constant in bitsandbytes' 4-bit types."""
 
 
+TOLERANCE = 0.15
+"""How far measured peaks may be from the estimate."""
+
+REMEDIES = {
+    "weights": "use --load_in_4bit with --use_peft, or a smaller model",
+    "reference_and_critic": "use --use_peft, which keeps one base for policy, critic and reference",
+    "gradients": "use --use_peft, or a smaller --lora_r",
+    "optimizer": "use --optim adamw_8bit, or --use_peft",
+    "generation": "lower --per_device_generation_batch_size or --max_completion_length",
+    "activations": "use --gradient_checkpointing, or lower --max_tokens_per_micro_batch",
+    "logits": "lower --logits_chunk_size",
+}
+"""By the part that is largest."""
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes. The first five are there all the time, of the others only the largest phase."""
@@ -63,6 +79,25 @@ class MemoryEstimate:
         """The larger of the two phases: sampling, and the update."""
         update = self.gradients + self.activations + self.logits
         return self.resident + max(self.generation, update)
+
+    def check_card(self, card_bytes: float) -> None:
+        """Raise where the plan is beyond a card by more than the estimate may err; warn where it
+        may not fit."""
+        excess = self.peak + CARD_RESERVE * GIB - card_bytes
+        if excess <= 0:
+            return
+        message = (
+            f"The plan needs about {(self.peak / GIB + CARD_RESERVE):.1f} GiB, this card has "
+            f"{card_bytes / GIB:.1f}: {excess / GIB:.1f} too little; {self._remedy()}."
+        )
+        if excess > TOLERANCE * self.peak:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=2)
+
+    def _remedy(self) -> str:
+        """What shrinks the largest part."""
+        sizes = {name: getattr(self, name) for name in REMEDIES}
+        return REMEDIES[max(sizes, key=sizes.__getitem__)]
 
     def table(self) -> str:
         """By part, and which cards it fits."""

@@ -69,7 +69,12 @@ class CompletionRewards:
 
 
 def load_reward_functions(
-    reward_funcs, reward_processing_classes=None, *, max_completion_length=None, device=None
+    reward_funcs,
+    reward_processing_classes=None,
+    *,
+    max_completion_length=None,
+    device=None,
+    quantization_config=None,
 ) -> list[RewardFunction]:
     """Resolve what a user may give as a reward.
 
@@ -80,6 +85,7 @@ def load_reward_functions(
             for functions); None loads it from where its model came from.
         max_completion_length: what `soft_overlong` measures against, in tokens.
         device: where reward models are put.
+        quantization_config: of reward models given by folder or hub id.
 
     Raises:
         ValueError: a name that cannot be resolved; one sentence says why.
@@ -98,7 +104,7 @@ def load_reward_functions(
         )
     functions: list[RewardFunction] = []
     for func, processing_class in zip(funcs, classes, strict=True):
-        call = _resolve(func, processing_class, max_completion_length, device)
+        call = _resolve(func, processing_class, max_completion_length, device, quantization_config)
         base = func if func in BUILTIN_REWARDS else _callable_name(call)
         taken = {function.name for function in functions}
         names = [base, *(f"{base}_{i}" for i in range(2, len(funcs) + 1))]
@@ -106,10 +112,13 @@ def load_reward_functions(
     return functions
 
 
-def _resolve(func, processing_class, max_completion_length, device) -> Callable:
+def _resolve(
+    func, processing_class, max_completion_length, device, quantization_config
+) -> Callable:
     torch = sys.modules.get("torch")  # a module can only be given if torch is imported
     if torch is not None and isinstance(func, torch.nn.Module):
-        return RewardModel(func if device is None else func.to(device), processing_class)
+        stays = device is None or getattr(func, "is_quantized", False)
+        return RewardModel(func if stays else func.to(device), processing_class)
     if callable(func):
         return func
     if not isinstance(func, str):
@@ -124,7 +133,7 @@ def _resolve(func, processing_class, max_completion_length, device) -> Callable:
     if ":" in func:
         return _import_function(func)
     if "/" in func or Path(func).exists():
-        return _load_reward_model(func, processing_class, device)
+        return _load_reward_model(func, processing_class, device, quantization_config)
     raise ValueError(
         f"Unknown reward {func!r}{nearest_hint(func, BUILTIN_REWARDS)}; give one of "
         f"{', '.join(BUILTIN_REWARDS)}, package.module:function, or a reward model's folder or id."
@@ -348,15 +357,23 @@ class RewardModel:
         return self.processing_class.apply_chat_template(prompt + completion, tokenize=False)
 
 
-def _load_reward_model(path: str, processing_class, device) -> RewardModel:
+def _load_reward_model(path: str, processing_class, device, quantization_config) -> RewardModel:
     from transformers import AutoModelForSequenceClassification
 
+    kwargs = {}
+    if quantization_config is not None:
+        kwargs = {
+            "quantization_config": quantization_config,
+            "device_map": {"": device or "cpu"},
+        }
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(path)
+        model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"Could not load the reward model {path!r}: {reason}.") from error
-    return RewardModel(model if device is None else model.to(device), processing_class)
+    if device is not None and quantization_config is None:
+        model = model.to(device)
+    return RewardModel(model, processing_class)
 
 
 def _load_tokenizer(path: str):

@@ -32,7 +32,7 @@ from spo.generation import (
     sample,
     uniforms,
 )
-from spo.loading import resolve_tokenizer
+from spo.loading import quantization_config, resolve_tokenizer
 from spo.metrics import rollout_metrics
 from spo.optimizers import build_optimizer, build_scheduler, make_accelerator
 from spo.reporting import PhaseTimer, Reporter
@@ -369,6 +369,7 @@ class SPOTrainer:
             processing_classes,
             max_completion_length=self.args.max_completion_length,
             device=self.accelerator.device,
+            quantization_config=quantization_config(self.args.reward_bits),
         )
         weights = self.args.reward_weights
         if weights is not None and len(weights) != len(self.reward_functions):

@@ -1,5 +1,7 @@
 """The estimate against what a real model holds and saves."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from tiny import tiny_llama
@@ -7,7 +9,7 @@ from transformers import LlamaConfig
 
 from spo import SPOConfig, models
 from spo.loading import lora_config
-from spo.memory import estimate_memory, meta_model
+from spo.memory import CARD_RESERVE, GIB, MemoryEstimate, estimate_memory, meta_model
 
 CONFIG = LlamaConfig(
     vocab_size=512,
@@ -98,3 +100,21 @@ def test_a_shared_critic_costs_an_adapter_and_not_a_model():
 
 def test_the_table_says_which_cards_fit():
     assert "fits cards of: 8 GB, 12 GB" in estimate(lora_config(4, 8)).table()
+
+
+def test_a_card_too_small_is_told_by_how_much_and_what_to_change():
+    plan = estimate(lora_config(4, 8))
+    need = plan.peak + CARD_RESERVE * GIB
+    plan.check_card(need)
+    with pytest.raises(ValueError, match=r"needs about .* too little; \w+ "):
+        plan.check_card(need - 0.5 * plan.peak)
+    with pytest.warns(UserWarning, match="too little"):
+        plan.check_card(need - 0.1 * plan.peak)
+
+
+def test_the_remedy_is_for_the_largest_part():
+    sizes = dict.fromkeys((field.name for field in fields(MemoryEstimate)), 1.0)
+    for part, remedy in (("weights", "load_in_4bit"), ("activations", "gradient_checkpointing")):
+        plan = MemoryEstimate(**sizes | {part: 50 * GIB})
+        with pytest.raises(ValueError, match=f"this card has 8.0: 42.9 too little; use --{remedy}"):
+            plan.check_card(8 * GIB)

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import tiny_runs as runs
 import torch
@@ -157,6 +158,24 @@ def test_a_separate_critic_in_4_bits_trains_its_own_adapter(reward_folder, tmp_p
     assert any(
         not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters, strict=True)
     )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_reward_model_in_few_bits_gives_nearly_the_same_rewards(bits, reward_folder, tmp_path):
+    def rewards(name, **settings):
+        trainer = runs.make_trainer(
+            tmp_path / name, tiny_llama(hidden_size=64), reward_funcs=reward_folder, **settings
+        )
+        model = trainer.reward_functions[0].call.model
+        kinds = {type(m) for m in model.modules()} & {bnb.nn.Linear4bit, bnb.nn.Linear8bitLt}
+        texts = [f"{i} and {i}" for i in range(8)]
+        return kinds, np.array(trainer.reward_functions[0].call([""] * 8, texts, None))
+
+    kinds, exact = rewards("exact")
+    assert not kinds
+    kinds, rounded = rewards("rounded", **{f"reward_load_in_{bits}bit": True})
+    assert len(kinds) == 1
+    assert 0 < np.abs(rounded - exact).max() < 0.5 * np.ptp(exact) + 0.05
 
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "adafactor", "adamw_torch_fused"])
