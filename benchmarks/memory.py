@@ -3,6 +3,7 @@
     python benchmarks/memory.py                       # on a GPU: every recipe under its card's cap
     python benchmarks/memory.py --smollm2 models/SmolLM2-135M-Instruct      # on the CPU
     python benchmarks/memory.py --estimate            # no GPU: predictions only, marked as such
+    python benchmarks/memory.py --logits              # log-probs: chunks against whole logits
 
 On a GPU the models have random weights in the real architecture: memory and speed do not depend
 on their values. Each run is a process of its own, held to the size of the card by
@@ -31,6 +32,7 @@ from spo import SPOConfig, SPOTrainer  # noqa: E402
 from spo.cli import Parser  # noqa: E402
 from spo.loading import lora_config  # noqa: E402
 from spo.memory import CARD_RESERVE, estimate_memory  # noqa: E402
+from spo.scoring import token_logprobs  # noqa: E402
 
 QWEN2 = {"model_type": "qwen2", "max_position_embeddings": 4096, "use_cache": True}
 SHAPES = {
@@ -312,6 +314,44 @@ def smollm2_rows(path: str, steps: int, out: Path) -> None:
         write_result("memory_cpu", {"rows": rows}, out)
 
 
+# --- logits, whole or in chunks -------------------------------------------------------------------
+
+LOGITS_WIDTH = 64
+LARGEST_WHOLE = 2**28
+"""Numbers in the largest logits that are held whole."""
+
+
+def logprobs_peak(tokens: int, vocab_size: int, chunked: bool) -> float:
+    """GiB that log-probs of so many tokens and their gradient take, on the device at hand."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    head = torch.nn.Linear(LOGITS_WIDTH, vocab_size, bias=False, device=device)
+    head.requires_grad_(False)
+    states = torch.randn(tokens, LOGITS_WIDTH, device=device, requires_grad=True)
+    targets = torch.zeros(tokens, dtype=torch.long, device=device)
+    with MemoryMeter() as meter:
+        if chunked:
+            logprobs = token_logprobs(states, head, targets)
+        else:
+            logprobs = head(states).log_softmax(-1).gather(-1, targets[:, None])
+        logprobs.sum().backward()
+    return meter.increase / GIB
+
+
+def logits_rows(out: Path) -> None:
+    """Peak against number of tokens and size of the vocabulary."""
+    rows = []
+    for vocab_size in (32_000, 64_000, 128_000):
+        for tokens in (512, 1024, 2048, 4096, 8192):
+            whole = None
+            if tokens * vocab_size <= LARGEST_WHOLE:
+                whole = in_fresh_process(logprobs_peak, tokens, vocab_size, False)
+            chunked = in_fresh_process(logprobs_peak, tokens, vocab_size, True)
+            rows.append({"vocab_size": vocab_size, "tokens": tokens})
+            rows[-1] |= {"chunked_gib": chunked, "whole_gib": whole}
+            print(json.dumps(rows[-1]), flush=True)
+    write_result("memory_logits", {"rows": rows}, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cards", type=int, nargs="+", default=list(CARDS))
@@ -319,7 +359,10 @@ def main() -> None:
     parser.add_argument("--estimate", action="store_true", help="predictions only")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--smollm2", metavar="FOLDER", help="SmolLM2-135M on the CPU instead")
+    parser.add_argument("--logits", action="store_true", help="log-probs alone, over T and V")
     options = parser.parse_args()
+    if options.logits:
+        return logits_rows(options.out)
     if options.smollm2:
         return smollm2_rows(options.smollm2, options.steps, options.out)
     rows = []
