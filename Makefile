@@ -15,3 +15,9 @@ test:
 .PHONY: space
 space: ## build/space and build/space-static, ready to upload to Hugging Face Spaces
 	python spaces/assemble.py
+
+.PHONY: bench-smoke
+bench-smoke: ## that the benchmarks run, on tiny models
+	python benchmarks/update.py --smoke
+	python benchmarks/learning.py --tasks smoke --modes grpo spo_p20 trl_grpo --seeds 1 --out build/benchmarks/learning
+	python benchmarks/memory.py --estimate --out build/benchmarks

@@ -3,6 +3,7 @@
     python benchmarks/learning.py                                  # everything that is missing
     python benchmarks/learning.py --tasks chain_sum --modes grpo spo --seeds 1 2
     python benchmarks/learning.py --report                         # only tables and plots
+    python benchmarks/learning.py --tasks smoke --modes grpo spo_p20 --seeds 1 --out build/smoke
 
 All runs of a task and seed share the base model, the problems and their order, the number of
 completions and updates, and evaluate on the same held-out problems with the same random numbers.
@@ -24,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, ROOT, write_result
-
-EVAL_SIZE = 400
+from learning_report import report
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,18 @@ class Task:
     settings: dict[str, Any]
     updates: int
     eval_every: int = 20
-    system_prompt: str | None = None
-    peft: tuple[int, int] | None = None
+    eval_size: int = 400
+    folder: str | None = None
 
     @property
     def make_base(self) -> list[str]:
         """Arguments of scripts/make_quickstart_model.py."""
         options = [f"{name}={value}" for name, value in self.options.items()]
         return ["--task", self.dataset, "--task_options", *options, *self.base]
+
+    @property
+    def base_folder(self) -> Path:
+        return ROOT / (self.folder or f"runs/bases/{self.dataset}")
 
 
 TINY = {
@@ -72,6 +76,16 @@ TASKS = {
         ["--fillers", "8", "--wrong_step_fraction", "0.08", "--steps", "3000"],
         TINY | {"max_completion_length": 144},
         updates=160,
+    ),
+    "smoke": Task(
+        "chain_sum",
+        {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
+        [],
+        TINY | {"max_completion_length": 64},
+        updates=2,
+        eval_every=1,
+        eval_size=16,
+        folder="assets/quickstart",
     ),
 }
 
@@ -120,7 +134,7 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
     settings |= {"seed": seed, "max_steps": updates or task.updates, "eval_steps": task.eval_every}
     train = _train_with_trl if mode == TRL else _train_with_spo
     begun = time.perf_counter()
-    steps, evaluations, clock = train(task, task_name, settings)
+    steps, evaluations, clock = train(task, settings)
     return {
         "task": task_name,
         "mode": mode,
@@ -142,18 +156,14 @@ def problems(task: Task, settings: dict[str, Any]):
 
     count = settings["max_steps"] * settings["per_device_train_batch_size"]
     options = task.options | {"size": count // settings["num_generations"], "seed": 1}
-    return load_reasoning_gym_splits(task.dataset, options, EVAL_SIZE)
-
-
-def base_folder(task_name: str) -> Path:
-    return ROOT / "runs" / "bases" / task_name
+    return load_reasoning_gym_splits(task.dataset, options, task.eval_size)
 
 
 SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_sequence",
           "grad_norm", "spo/approx_kl", "completions/mean_length")  # fmt: skip
 
 
-def _train_with_spo(task: Task, task_name: str, settings: dict[str, Any]):
+def _train_with_spo(task: Task, settings: dict[str, Any]):
     from spo import SPOConfig, SPOTrainer
 
     train, held_out = problems(task, settings)
@@ -170,7 +180,7 @@ def _train_with_spo(task: Task, task_name: str, settings: dict[str, Any]):
             **settings,
         )
         trainer = SPOTrainer(
-            model=str(base_folder(task_name)),
+            model=str(task.base_folder),
             reward_funcs="reasoning_gym",
             args=args,
             train_dataset=train,
@@ -190,7 +200,7 @@ def _series(steps: list[dict], name: str) -> list[float | None]:
     return [None if m.get(name) is None else round(m[name], 5) for m in steps]
 
 
-def _train_with_trl(task: Task, task_name: str, settings: dict[str, Any]):
+def _train_with_trl(task: Task, settings: dict[str, Any]):
     """TRL's GRPOTrainer on the same problems in the same order, evaluated by the same code."""
     import numpy as np
     from trl import GRPOConfig, GRPOTrainer
@@ -206,8 +216,8 @@ def _train_with_trl(task: Task, task_name: str, settings: dict[str, Any]):
         settings["seed"],
     )
     order = np.concatenate([batches.indices(step) for step in range(settings["max_steps"])])
-    model = load_policy(str(base_folder(task_name)), dtype="float32")
-    tokenizer = load_tokenizer(str(base_folder(task_name)))
+    model = load_policy(str(task.base_folder), dtype="float32")
+    tokenizer = load_tokenizer(str(task.base_folder))
     evaluations: list[tuple[int, float]] = []
     every = settings["eval_steps"]
 
@@ -315,7 +325,7 @@ def make_clock():
 
 def make_base(task_name: str) -> None:
     """The task's base model, made from its seed where it is missing."""
-    folder = base_folder(task_name)
+    folder = TASKS[task_name].base_folder
     if not (folder / "model.safetensors").is_file():
         script = ROOT / "scripts" / "make_quickstart_model.py"
         command = [sys.executable, str(script), *TASKS[task_name].make_base]
@@ -333,7 +343,7 @@ def one(job: tuple) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--tasks", nargs="+", default=["chain_sum", "leg_counting"], choices=TASKS)
     parser.add_argument("--modes", nargs="+", default=[*MAIN, TRL], choices=[*MODES, TRL])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--updates", type=int, help="fewer than the task's")
@@ -341,7 +351,10 @@ def main() -> None:
     parser.add_argument("--label", default="", help="goes into the file name beside --set")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
     parser.add_argument("--out", type=Path, default=RESULTS / "learning")
+    parser.add_argument("--report", action="store_true", help="table and plot of what is there")
     options = parser.parse_args()
+    if options.report:
+        return report(options.out, (*MAIN, TRL), options.out.parent)
 
     changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
     jobs = []
@@ -354,9 +367,11 @@ def main() -> None:
                 if not (options.out / task_name / f"{name}.json").is_file():
                     job = (task_name, mode, seed, changes, options.updates, options.out, name)
                     jobs.append(job)
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(options.jobs, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(one, jobs, chunksize=1):
             pass
+    report(options.out, (*MAIN, TRL), options.out.parent)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ BATCH = "batches and steps"
 OPTIM = "optimisation"
 OUTPUT = "output"
 
-FRACTIONS = ("entropy_percentile", "gamma", "lam", "lam_critic")
+FRACTIONS = ("entropy_percentile", "gamma", "lam", "lam_critic", "value_layers")
 AT_LEAST_ONE = (
     "num_generations",
     "max_completion_length",
@@ -141,6 +141,12 @@ class SPOConfig:
     )
     value_lora_r: int = option(16, "Rank of the critic's own adapter.", CRITIC)
     value_lora_alpha: int = option(32, "Scale of the critic's own adapter.", CRITIC)
+    value_layers: float = option(
+        0.5,
+        "Fraction of the layers, the last ones, that carry the adapter of a critic on the policy's "
+        "base; the frozen ones below need no backward pass. 1 = all.",
+        CRITIC,
+    )
     value_load_in_4bit: bool = option(
         False, "4-bit base weights (NF4) of such a critic; needs value_use_peft.", CRITIC
     )
@@ -362,6 +368,10 @@ class SPOConfig:
         would have lost its key-value cache."""
         return not self.gradient_checkpointing
 
+    def critic_layers(self, num_layers: int) -> list[int]:
+        """The layers of the policy that carry its critic's adapter."""
+        return list(range(num_layers - math.ceil(self.value_layers * num_layers), num_layers))
+
     @property
     def value_bits(self) -> int | None:
         """4, 8 or None for the weights of a critic named by path or id."""
@@ -429,6 +439,8 @@ class SPOConfig:
         for name in FRACTIONS:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        if self.value_layers == 0:
+            raise ValueError("value_layers=0 leaves the critic no layer to learn in.")
         for name in AT_LEAST_ONE:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")

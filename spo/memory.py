@@ -141,7 +141,10 @@ def estimate_memory(
     if frozen:
         model = get_peft_model(model, copy.deepcopy(peft_config))
     trained = sum(p.numel() for p in trainable_parameters(model))
-    networks = 2 if has_critic else 1
+    networks = 1.0
+    if has_critic:
+        num_layers = model_config.get_text_config().num_hidden_layers
+        networks += len(args.critic_layers(num_layers)) / num_layers if frozen else 1
 
     extra = 0.0
     if not frozen:  # a reference and a critic of their own

@@ -7,6 +7,7 @@ Under full fine-tuning each is a model of its own.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from peft import (
+    LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model,
@@ -247,26 +249,38 @@ def build_critic(
         quantized = is_quantized(value_model)
         return critic_network(value_model if quantized else value_model.to(policy.model.device))
     if value_model == "policy":
-        return critic_from_policy(policy)
+        return critic_from_policy(policy, args)
     if is_adapter(value_model) and policy.adapter is not None:
         return load_shared_critic(policy, value_model)
     dtype, device = transformer(policy.model).dtype, policy.model.device
     return critic_network(load_critic(value_model, args, processing_class, dtype, device))
 
 
-def critic_from_policy(policy: Network) -> Network:
+def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
     """The policy's weights with a zero value head, so that V = 0 at first.
 
-    Under LoRA a second adapter on the same frozen base; else a copy of the whole decoder.
+    Under LoRA a second adapter on the last layers of the same frozen base (`value_layers`); else a
+    copy of the whole decoder.
     """
     if policy.adapter is None:
         return critic_network(_copy_as_value_model(policy.model))
     config = copy.deepcopy(policy.model.peft_config[POLICY])
+    if isinstance(config, LoraConfig):
+        config.target_modules = _targets_in_critic_layers(transformer(policy.model), args)
     policy.model.add_adapter(CRITIC, config)
     width = transformer(policy.model).config.get_text_config().hidden_size
     head = nn.Linear(width, 1, bias=False)
     nn.init.zeros_(head.weight)
     return _shared_critic(policy, head)
+
+
+def _targets_in_critic_layers(model: PreTrainedModel, args: SPOConfig) -> list[str]:
+    """Full names of the policy's adapted modules that the critic adapts, too."""
+    layers = args.critic_layers(model.config.get_text_config().num_hidden_layers)
+    names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    layer_of = {name: re.search(r"\.(\d+)\.", name) for name in names}
+    chosen = [n for n in names if layer_of[n] is not None and int(layer_of[n][1]) in layers]
+    return chosen or names
 
 
 def load_shared_critic(policy: Network, folder: str) -> Network:

@@ -53,8 +53,16 @@ def test_fractions_lie_in_0_1(name):
     for value in (-0.01, 1.01, float("nan")):
         with pytest.raises(ValueError, match=rf"{name}=.* must lie in \[0, 1\]"):
             SPOConfig(**{name: value})
-    for value in (0.0, 1.0, 1):
+    for value in (0.0, 1.0, 1) if name != "value_layers" else (0.01, 1):
         assert getattr(SPOConfig(**{name: value}), name) == value
+
+
+def test_a_critic_without_layers_is_refused():
+    with pytest.raises(ValueError, match="value_layers=0 leaves the critic no layer"):
+        SPOConfig(value_layers=0.0)
+    assert SPOConfig(value_layers=0.5).critic_layers(5) == [2, 3, 4]
+    assert SPOConfig(value_layers=0.01).critic_layers(5) == [4]
+    assert SPOConfig(value_layers=1.0).critic_layers(2) == [0, 1]
 
 
 @pytest.mark.parametrize("name", AT_LEAST_ONE)

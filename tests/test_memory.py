@@ -34,7 +34,8 @@ def estimate(peft_config=None, **changes):
 
 def test_weights_and_adapters_are_counted_exactly():
     model = tiny_llama(hidden_size=64)
-    found = estimate_memory(model.config, config(), prompt_length=8, peft_config=lora_config(4, 8))
+    args = config(value_layers=1.0)
+    found = estimate_memory(model.config, args, prompt_length=8, peft_config=lora_config(4, 8))
     assert found.weights == sum(p.nbytes for p in model.parameters())
     policy = models.build_policy(model, lora_config(4, 8))
     assert found.adapters == 2 * sum(p.nbytes for p in policy.parameters)

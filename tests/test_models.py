@@ -21,6 +21,10 @@ def lora_policy(**overrides) -> models.Network:
     return models.build_policy(runs.policy(), LoraConfig(**runs.LORA | overrides))
 
 
+def shared_critic(policy: models.Network) -> models.Network:
+    return models.critic_from_policy(policy, SPOConfig(value_layers=1.0))
+
+
 def stir(parameters, seed: int = 0) -> None:
     """Random numbers in place of freshly initialised adapters, which change nothing yet."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,16 +51,34 @@ def test_policy_critic_and_reference_hold_one_copy_of_the_base():
     policy = lora_policy()
     adapter = sum(p.nbytes for p in policy.parameters)
     reference = models.build_reference(policy)
-    critic = models.critic_from_policy(policy)
+    critic = shared_critic(policy)
     head = critic.head.weight.nbytes
     assert sum(storages(policy, reference, critic).values()) == base + 2 * adapter + head
     assert not {id(p) for p in policy.parameters} & {id(p) for p in critic.parameters}
     assert all("lora" in n for n, p in policy.model.named_parameters() if p.requires_grad)
 
 
+def test_the_critic_may_learn_in_the_last_layers_only():
+    """No gradient reaches the frozen ones below, so their activations are not kept."""
+    policy = lora_policy()
+    critic = models.critic_from_policy(policy, SPOConfig(value_layers=0.5))
+    layers = {
+        int(name.split(".layers.")[1].split(".")[0])
+        for name, parameter in policy.model.named_parameters()
+        if "critic" in name
+    }
+    assert layers == {1}  # of 0 and 1
+    assert 2 * sum(p.numel() for p in critic.parameters[:-1]) == sum(
+        p.numel() for p in policy.parameters
+    )
+    with critic.active() as decoder:
+        states = decoder(input_ids=IDS, output_hidden_states=True).hidden_states
+    assert [state.requires_grad for state in states] == [False, False, True]
+
+
 def test_while_decoding_the_adapter_is_in_the_weights_and_afterwards_nothing_has_moved():
     policy = lora_policy()
-    models.critic_from_policy(policy)
+    shared_critic(policy)
     stir(policy.parameters)
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     expected = output(policy)
@@ -95,7 +117,7 @@ def test_an_adapter_on_tied_weights_is_not_folded():
 
 def test_a_new_critic_says_zero_and_has_a_gradient_only_in_its_head():
     policy = lora_policy()
-    critic = models.critic_from_policy(policy)
+    critic = shared_critic(policy)
     assert not output(critic).any()
     with critic.active() as decoder:
         critic.head(decoder(input_ids=IDS).last_hidden_state).sum().backward()
@@ -105,7 +127,10 @@ def test_a_new_critic_says_zero_and_has_a_gradient_only_in_its_head():
 
 def test_adapters_do_not_reach_each_other():
     policy = lora_policy()
-    reference, critic = models.build_reference(policy), models.critic_from_policy(policy)
+    reference, critic = (
+        models.build_reference(policy),
+        shared_critic(policy),
+    )
     base = runs.policy()(IDS).logits
     stir(policy.parameters, seed=1)
     moved = output(policy)
@@ -124,7 +149,7 @@ def test_the_reference_of_a_fine_tuned_adapter_includes_the_adapter():
     policy = models.build_policy(tuned)
     before = output(policy)
     reference = models.build_reference(policy)
-    critic = models.critic_from_policy(policy)
+    critic = shared_critic(policy)
     torch.testing.assert_close(output(reference), before)
     stir(policy.parameters, seed=1)
     stir(critic.parameters, seed=2)
@@ -138,7 +163,10 @@ def test_the_reference_of_a_fine_tuned_adapter_includes_the_adapter():
 # --- models of their own ---------------------------------------------------------------------
 def test_under_full_fine_tuning_each_network_is_a_copy():
     policy = models.build_policy(runs.policy())
-    reference, critic = models.build_reference(policy), models.critic_from_policy(policy)
+    reference, critic = (
+        models.build_reference(policy),
+        shared_critic(policy),
+    )
     assert not output(critic).any()
     with torch.no_grad():
         states = [n.model.base_model(input_ids=IDS).last_hidden_state for n in (policy, critic)]
@@ -250,7 +278,10 @@ def test_an_adapter_loaded_for_inference_is_trained_all_the_same(tmp_path):
 def test_networks_are_not_changed_by_looking_at_them():
     """`active` switches adapters; what an optimizer trains must not follow."""
     policy = lora_policy()
-    reference, critic = models.build_reference(policy), models.critic_from_policy(policy)
+    reference, critic = (
+        models.build_reference(policy),
+        shared_critic(policy),
+    )
     stir(policy.parameters)
     before = copy.deepcopy([p.detach() for p in (*policy.parameters, *critic.parameters)])
     for network in (critic, reference, policy, reference, critic):

@@ -129,7 +129,10 @@ def test_policy_and_critic_train_on_one_quantised_base(folder, bits, tmp_path):
 
 def test_a_4_bit_base_is_held_once(folder):
     policy = models.build_policy(quantized(folder), lora_config(4, 8))
-    critic, reference = models.critic_from_policy(policy), models.build_reference(policy)
+    critic, reference = (
+        models.critic_from_policy(policy, SPOConfig(value_layers=1.0)),
+        models.build_reference(policy),
+    )
     owners = {id(n.model) for n in (policy, critic, reference)}
     assert len(owners) == 1
     layers = [m for m in policy.model.modules() if isinstance(m, bnb.nn.Linear4bit)]

@@ -1,0 +1,166 @@
+"""Runs of benchmarks/learning.py -> learning.json (the table) and learning.png (the curves).
+
+`python benchmarks/learning.py --report` calls `report`. All comparisons are paired by seed: the
+runs of a seed saw the same problems in the same order.
+"""
+
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import write_result
+
+BASELINE = "grpo"
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""By mode and seed."""
+
+
+def load_runs(folder: Path) -> dict[str, Runs]:
+    """By task; runs tried with other settings carry a label and are left out."""
+    found: dict[str, Runs] = defaultdict(lambda: defaultdict(dict))
+    for path in sorted(folder.glob("*/*.json")):
+        run = json.loads(path.read_text())
+        if path.stem == f"{run['mode']}-seed{run['seed']}":
+            found[run["task"]][run["mode"]][run["seed"]] = run
+    return found
+
+
+def curve(run: dict[str, Any]) -> np.ndarray:
+    """Columns samples, CPU seconds, accuracy; a row per evaluation."""
+    size = run["samples_per_update"]
+    return np.array(
+        [(e["update"] * size, e["cpu_seconds"], e["accuracy"]) for e in run["evaluations"]]
+    )
+
+
+def first_reached(curve: np.ndarray, accuracy: float, column: int) -> float | None:
+    """Samples (column 0) or seconds (1) at which the curve first comes to an accuracy, linear
+    between evaluations; None if it never does.
+
+    >>> first_reached(np.array([[0, 0, 0.2], [10, 5, 0.4], [20, 9, 0.3]]), 0.3, 0)
+    5.0
+    """
+    for before, after in itertools.pairwise(curve):
+        if before[2] < accuracy <= after[2]:
+            share = (accuracy - before[2]) / (after[2] - before[2])
+            return float(before[column] + share * (after[column] - before[column]))
+    return None
+
+
+def mean_curve(runs: dict[int, dict], seeds: list[int]) -> np.ndarray:
+    return np.mean([curve(runs[seed]) for seed in seeds], axis=0)
+
+
+def paired_test(differences: list[float]) -> dict[str, float | None]:
+    """Mean, standard error and two-sided p of Student's paired t-test.
+
+    >>> paired_test([1.0, 2.0, 3.0])
+    {'mean': 2.0, 'standard_error': 0.5774, 'p': 0.0742}
+    """
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return {"mean": round(mean, 4), "standard_error": None, "p": None}
+    error = statistics.stdev(differences) / math.sqrt(count)
+    p = 1.0 if mean == 0 else 0.0
+    if error > 0:
+        # ∫ of t's density from 0 to |t|, as the angle whose tangent is t / √(n − 1)
+        degrees = count - 1
+        angles = np.linspace(0.0, math.atan(abs(mean / error) / math.sqrt(degrees)), 10_001)
+        whole = np.linspace(0.0, math.pi / 2, 10_001)
+        inside, all_of_it = (
+            float(np.trapezoid(np.cos(a) ** (degrees - 1), a)) for a in (angles, whole)
+        )
+        p = 1.0 - inside / all_of_it
+    return {"mean": round(mean, 4), "standard_error": round(error, 4), "p": round(p, 4)}
+
+
+def summarise(runs: Runs) -> list[dict[str, Any]]:
+    """A row per mode: final accuracy, samples and seconds to GRPO mode's final accuracy, and the
+    paired difference of the accuracy averaged over training."""
+    rows = []
+    for mode, of_mode in runs.items():
+        seeds = sorted(set(of_mode) & set(runs.get(BASELINE, {})))
+        if not seeds:
+            continue
+        ours, base = mean_curve(of_mode, seeds), mean_curve(runs[BASELINE], seeds)
+        target = float(base[-1, 2])
+        finals = [curve(of_mode[seed])[-1, 2] for seed in seeds]
+        differences = [
+            float(curve(of_mode[s])[1:, 2].mean() - curve(runs[BASELINE][s])[1:, 2].mean())
+            for s in seeds
+        ]
+        samples, base_samples = (first_reached(c, target, 0) for c in (ours, base))
+        seconds, base_seconds = (first_reached(c, target, 1) for c in (ours, base))
+        explained = [
+            statistics.fmean(values[len(values) // 2 :])
+            for seed in seeds
+            if (values := [v for v in _explained(of_mode[seed]) if v is not None])
+        ]
+        rows.append(
+            {
+                "mode": mode,
+                "seeds": seeds,
+                "final_accuracy": round(statistics.fmean(finals), 4),
+                "final_standard_error": _standard_error(finals),
+                "against_grpo": paired_test(differences),
+                "target": round(target, 4),
+                "samples_ratio": _ratio(samples, base_samples),
+                "seconds_ratio": _ratio(seconds, base_seconds),
+                "cpu_seconds": round(float(ours[-1, 1]), 1),
+                "explained_variance": round(statistics.fmean(explained), 3) if explained else None,
+            }
+        )
+    return rows
+
+
+def _explained(run: dict[str, Any]) -> list[float | None]:
+    return run["steps"].get("spo/explained_variance", [])
+
+
+def _standard_error(values: list[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    return round(statistics.stdev(values) / math.sqrt(len(values)), 4)
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else round(ours / theirs, 3)
+
+
+def plot(tasks: dict[str, Runs], modes: tuple[str, ...], path: Path) -> None:
+    """Mean held-out accuracy with its standard error, against samples and CPU seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(tasks), 2, figsize=(11, 3.6 * len(tasks)), squeeze=False, sharey="row"
+    )
+    for row, (task, runs) in zip(axes, tasks.items(), strict=True):
+        for mode in (mode for mode in modes if mode in runs):
+            curves = np.stack([curve(run) for run in runs[mode].values()])
+            middle = curves.mean(0)
+            error = curves[..., 2].std(0, ddof=min(1, len(curves) - 1)) / math.sqrt(len(curves))
+            for column, axis in enumerate(row):
+                (line,) = axis.plot(middle[:, column], middle[:, 2], label=mode)
+                low, high = middle[:, 2] - error, middle[:, 2] + error
+                axis.fill_between(middle[:, column], low, high, color=line.get_color(), alpha=0.12)
+        row[0].set(xlabel="sampled completions", ylabel=f"{task}: held-out accuracy")
+        row[1].set(xlabel="CPU seconds of training, one thread")
+        row[0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def report(folder: Path, modes: tuple[str, ...], out: Path) -> None:
+    """Write the table and the plot of everything that has been run."""
+    tasks = load_runs(folder)
+    plot(tasks, modes, out / "learning.png")
+    table = {task: summarise(runs) for task, runs in tasks.items()}
+    write_result("learning", {"tasks": table}, out)

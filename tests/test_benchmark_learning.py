@@ -1,0 +1,75 @@
+"""benchmarks/learning.py and its report: two real updates, and arithmetic on made-up curves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "benchmarks"))
+
+import learning_report  # noqa: E402
+
+pytest.importorskip("matplotlib")
+
+
+def made_up(mode: str, seed: int, accuracies: list[float], seconds: float = 1.0) -> dict:
+    evaluations = [
+        {"update": 10 * i, "accuracy": accuracy, "cpu_seconds": seconds * i}
+        for i, accuracy in enumerate(accuracies)
+    ]
+    run = {"task": "t", "mode": mode, "seed": seed, "samples_per_update": 4}
+    return run | {"evaluations": evaluations, "steps": {}}
+
+
+def test_samples_and_seconds_to_the_baselines_final_accuracy():
+    """The other mode is there after half the samples, each of which took it three times as long."""
+    runs = {
+        "grpo": {s: made_up("grpo", s, [0.2, 0.3, 0.4, 0.5, 0.6]) for s in (1, 2)},
+        "spo": {s: made_up("spo", s, [0.2, 0.4, 0.6, 0.7, 0.8], 3.0) for s in (1, 2)},
+        "worse": {s: made_up("worse", s, [0.2, 0.2, 0.2, 0.2, 0.2]) for s in (1, 2)},
+    }
+    rows = {row["mode"]: row for row in learning_report.summarise(runs)}
+    assert rows["grpo"]["samples_ratio"] == rows["grpo"]["seconds_ratio"] == 1.0
+    assert rows["spo"]["samples_ratio"] == 0.5
+    assert rows["spo"]["seconds_ratio"] == 1.5
+    assert rows["worse"]["samples_ratio"] is None
+    assert rows["spo"]["against_grpo"]["mean"] == pytest.approx(0.175)
+    assert rows["spo"]["final_accuracy"] == 0.8
+
+
+def test_seeds_without_a_baseline_are_not_compared():
+    runs = {
+        "grpo": {1: made_up("grpo", 1, [0.2, 0.4])},
+        "spo": {s: made_up("spo", s, [0.2, 0.4]) for s in (1, 2)},
+    }
+    rows = {row["mode"]: row for row in learning_report.summarise(runs)}
+    assert rows["spo"]["seeds"] == [1]
+
+
+@pytest.mark.parametrize(("differences", "p"), [([0.1, -0.1], 1.0), ([0.1, 0.2, 0.0, 0.1], 0.0917)])
+def test_paired_test(differences, p):
+    assert learning_report.paired_test(differences)["p"] == pytest.approx(p, abs=2e-4)
+
+
+def test_two_updates_of_every_kind_of_run_end_in_a_table_and_a_plot(tmp_path):
+    modes = ["grpo", "spo_p20"]
+    try:
+        import trl  # noqa: F401
+
+        modes.append("trl_grpo")
+    except ImportError:
+        pass
+    command = [sys.executable, "benchmarks/learning.py", "--tasks", "smoke", "--modes", *modes]
+    command += ["--seeds", "1", "--out", str(tmp_path / "learning")]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    table = json.loads((tmp_path / "learning.json").read_text())["tasks"]["smoke"]
+    assert sorted(row["mode"] for row in table) == sorted(modes)
+    assert (tmp_path / "learning.png").stat().st_size > 10_000
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("learning/smoke/*.json")]
+    # the base model on the same problems with the same random numbers, whoever trains it
+    assert len({run["evaluations"][0]["accuracy"] for run in runs}) == 1
+    assert all(run["evaluations"][-1]["cpu_seconds"] > 0 for run in runs)
+    assert all(len(run["steps"]["reward"]) == 2 for run in runs)
