@@ -48,20 +48,53 @@ def memory() -> str:
     lines += ["", "512 + 512 tokens, 8 generations, critic included. " + _source(estimated)]
     if (RESULTS / "memory_cpu.json").is_file():
         lines += ["", *_memory_on_cpu(_result("memory_cpu"))]
+    if (RESULTS / "memory_logits.json").is_file():
+        lines += ["", _memory_of_logits(_result("memory_logits"))]
     return "\n".join(lines)
 
 
 def _memory_on_cpu(result: dict) -> list[str]:
+    """SmolLM2: peaks, how far the prediction is off, and what the critic costs."""
+    rows = {row["name"]: row for row in result["rows"]}
     lines = [
-        "| SmolLM2-135M, LoRA r=8, CPU | peak resident | above start | predicted | s/step |",
+        "| SmolLM2-135M, LoRA r=8, CPU | peak resident | of it, above start | predicted | s/step |",
         "|---|---|---|---|---|",
     ]
-    for row in result["rows"]:
+    for row in rows.values():
+        error = row["predicted_gib"] / row["above_start_gib"] - 1
         lines.append(
             f"| {row['name']} | {row['peak_gib']:.2f} GiB | {row['above_start_gib']:.2f} GiB | "
-            f"{row['predicted_gib']:.2f} GiB | {row['seconds']['median']:.1f} |"
+            f"{row['predicted_gib']:.2f} GiB ({error:+.0%}) | {row['seconds']['median']:.1f} |"
         )
-    return [*lines, "", _source(result)]
+    costs = []
+    for bits in ("bf16", "4-bit"):
+        with_critic, without = (rows.get(f"{bits}, {c}") for c in ("shared critic", "no critic"))
+        if with_critic and without:
+            memory, seconds = (
+                with_critic[what] / without[what]
+                if what == "peak_gib"
+                else with_critic[what]["median"] / without[what]["median"]
+                for what in ("peak_gib", "seconds")
+            )
+            costs.append(f"{bits}: {memory:.2f} × the memory, {seconds:.2f} × the time")
+    lines += ["", "32 completions of 96 tokens a step behind prompts of 50. The critic costs, in "]
+    lines[-1] += "; ".join(costs) + ". " + _source(result)
+    return lines
+
+
+def _memory_of_logits(result: dict) -> str:
+    largest = max(
+        (row for row in result["rows"] if row["whole_gib"] is not None),
+        key=lambda row: (row["tokens"], row["vocab_size"]),
+    )
+    same = [r for r in result["rows"] if r["vocab_size"] == largest["vocab_size"]]
+    least, most = min(r["chunked_gib"] for r in same), max(r["chunked_gib"] for r in same)
+    return (
+        f"Log-probs with their gradient over a vocabulary of {largest['vocab_size']:,}: from "
+        f"{same[0]['tokens']} to {same[-1]['tokens']} tokens the chunks take {least:.2f} to "
+        f"{most:.2f} GiB; whole logits of {largest['tokens']} tokens take "
+        f"{largest['whole_gib']:.2f}. {_source(result)}"
+    )
 
 
 def smollm2() -> str:
@@ -72,6 +105,68 @@ def smollm2() -> str:
         f"{result['seconds']:.0f} s, start included, and {result['peak_gib']:.1f} GiB of memory at "
         f"the peak. {_source(result)}"
     )
+
+
+def learning() -> str:
+    """Ways to assign credit, per task."""
+    result = _result("learning")
+    lines = []
+    for task, rows in result["tasks"].items():
+        lines += [
+            f"| {task} | seeds | final accuracy | Δ mean accuracy to GRPO mode (p) | samples to "
+            "GRPO mode's end | CPU seconds | EV |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in sorted(rows, key=lambda row: -row["final_accuracy"]):
+            lines.append(_learning_row(row))
+        lines.append("")
+    return "\n".join(
+        [*lines, "![Held-out accuracy](benchmarks/results/learning.png)", "", _source(result)]
+    )
+
+
+def _learning_row(row: dict) -> str:
+    def shown(value, form):
+        return "–" if value is None else format(value, form)
+
+    difference = row["against_grpo"]
+    return (
+        f"| {row['mode']} | {len(row['seeds'])} | {row['final_accuracy']:.3f} ± "
+        f"{shown(row['final_standard_error'], '.3f')} | {difference['mean']:+.3f} ± "
+        f"{shown(difference['standard_error'], '.3f')} ({shown(difference['p'], '.2f')}) | "
+        f"{shown(row['samples_ratio'], '.2f')} × | {row['cpu_seconds']:.0f} | "
+        f"{shown(row['explained_variance'], '.2f')} |"
+    )
+
+
+def speed() -> str:
+    """A step against TRL's."""
+    result = _result("speed_smollm2")
+    summary, shape = result["summary"], result["shape"]
+    lines = [
+        f"| {shape['model']}, {shape['completions']} × {shape['length']} tokens | s/step | "
+        "generate | score | update | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {"spo": "SPO with critic", "grpo": "SPO without (GRPO mode)", "trl": "TRL GRPOTrainer"}
+    for key, name in names.items():
+        row = summary[key]
+        phases = " | ".join(f"{row['phases'][p]['median']:.1f}" for p in row["phases"])
+        lines.append(
+            f"| {name} | {row['seconds']['median']:.1f} | {phases} | "
+            f"{row['peak_gib']['median']:.1f} GiB |"
+        )
+    ratio = summary["spo_over_trl"]
+    lines += [
+        "",
+        f"SPO with its critic over TRL, pair by pair: {_spread(ratio['seconds'])} of the time, "
+        f"{_spread(ratio['peak'])} of the memory (least, median, most). {_source(result)}",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(values: dict) -> str:
+    return f"{values['min']:.2f}, {values['median']:.2f}, {values['max']:.2f} ×"
 
 
 def inspector() -> str:
@@ -92,7 +187,7 @@ def _source(result: dict) -> str:
 
 def render(text: str) -> str:
     """The README with every block whose source exists filled in."""
-    for block in (flags, quickstart, memory, smollm2, inspector):
+    for block in (flags, quickstart, memory, smollm2, learning, speed, inspector):
         try:
             body = block()
         except FileNotFoundError:
