@@ -216,6 +216,12 @@ def test_the_saved_adapter_of_a_shared_critic_comes_back_with_its_values(tmp_pat
     loaded = models.critic_network(alone)
     torch.testing.assert_close(output(loaded), values)
 
+    other = runs.folder(tmp_path / "other base")
+    with pytest.raises(
+        ValueError, match=r"critic adapter in .* belongs to .*base', not to .*other"
+    ):
+        runs.make_trainer(tmp_path / "wrong", **flags | {"model": other})
+
 
 # --- what cannot be trained ------------------------------------------------------------------
 def two_adapters():
