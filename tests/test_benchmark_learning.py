@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
+import gradients  # noqa: E402
 import learning_report  # noqa: E402
 
 pytest.importorskip("matplotlib")
@@ -73,3 +75,13 @@ def test_two_updates_of_every_kind_of_run_end_in_a_table_and_a_plot(tmp_path):
     assert len({run["evaluations"][0]["accuracy"] for run in runs}) == 1
     assert all(run["evaluations"][-1]["cpu_seconds"] > 0 for run in runs)
     assert all(len(run["steps"]["reward"]) == 2 for run in runs)
+
+
+def test_signal_to_noise_and_cosine_of_gradients_that_are_known():
+    """Around (1, 0) with variance 0.5 in each of two directions; the reference points to (1, 1)."""
+    rng = np.random.default_rng(0)
+    ours = np.array([1.0, 0.0]) + rng.normal(0, 0.5**0.5, (40_000, 2))
+    theirs = np.array([1.0, 1.0]) + rng.normal(0, 0.1, (40_000, 2))
+    found = gradients.signal_and_noise(ours, theirs)
+    assert found["signal_to_noise"] == pytest.approx(1.0, abs=0.03)
+    assert found["cosine"] == pytest.approx(0.5**0.5, abs=0.01)

@@ -1,0 +1,194 @@
+"""How noisy is the policy gradient of each way to assign credit, and how right are the values?
+
+    python benchmarks/gradients.py --task chain_sum
+
+At the task's base model, with nothing trained: many rollout batches, and for each of them the
+policy gradient every mode would take. The signal is the squared length of the mean gradient, the
+noise the trace of the covariance over batches; a mode with twice the signal-to-noise ratio needs
+half the completions for a gradient as good. Its cosine to the unbiased gradient of group-relative
+advantages (without division by the std) shows the bias that a critic brings in.
+
+Values: from the starts of segments, 32 continuations are sampled; their mean reward is what the
+critic's value should be.
+"""
+
+import argparse
+import json
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, write_result
+from learning import MODES, TASKS, make_base, problems
+
+from spo import SPOConfig, SPOTrainer
+from spo.advantages import assign_credit
+from spo.features import PathValue
+from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
+from spo.losses import token_weights
+from spo.metrics import explained_variance
+from spo.rollouts import Rollouts
+from spo.scoring import TokenRows, hidden_states, token_logprobs
+from spo.segments import segment_starts
+
+UNBIASED = "group mean, undivided"
+SETTINGS = {
+    UNBIASED: {"scale_rewards": "none"},
+    "grpo": {},
+    **{
+        f"p={p} λ={lam}": {"entropy_percentile": p, "lam": lam, "normalize_advantages": False}
+        for p in (0.05, 0.2, 1.0)
+        for lam in (0.0, 0.8, 0.95, 1.0)
+    },
+}
+"""Those without p take no critic."""
+
+
+def make_trainer(task_name: str, batch_size: int, num_batches: int, folder: str) -> SPOTrainer:
+    """A trainer that is only asked to sample and to score."""
+    task = TASKS[task_name]
+    settings = task.settings | {"per_device_train_batch_size": batch_size}
+    settings |= {"max_steps": num_batches, "seed": 0}
+    train, _ = problems(task, settings)
+    return SPOTrainer(
+        model=str(task.base_folder),
+        reward_funcs="reasoning_gym",
+        args=SPOConfig(output_dir=folder, use_cpu=True, **settings),
+        train_dataset=train,
+    )
+
+
+def rollout_batch(trainer: SPOTrainer, step: int) -> Rollouts:
+    prompts = trainer.batches.indices(step - 1)
+    return trainer.score(step, prompts, trainer.generate(step, prompts))
+
+
+def fit(path_value: PathValue, rollouts: Rollouts) -> None:
+    returns = np.broadcast_to(rollouts.completion_rewards[:, None], rollouts.token_rewards.shape)
+    path_value.fit(rollouts, returns, rollouts.completion_mask)
+
+
+def policy_gradient(trainer: SPOTrainer, rollouts: Rollouts, advantages: np.ndarray) -> np.ndarray:
+    """∇ Σ weight · advantage · log π, all parameters in one vector."""
+    lengths = rollouts.lengths
+    token_ids = [row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)]
+    weighted = token_weights(rollouts.completion_mask, "dapo", lengths.max()) * advantages
+    rows = TokenRows(rollouts.prompt_ids, token_ids, share_prompts=True)
+    total = 0.0
+    with trainer.policy.active() as decoder:
+        for batch in rows.micro_batches(np.arange(len(rollouts)), 32, None, torch.device("cpu")):
+            states = hidden_states(decoder, batch)
+            logprobs = batch.to_rows(token_logprobs(states, trainer.policy.head, batch.targets))
+            factors = torch.from_numpy(weighted[batch.rows, : logprobs.shape[1]]).float()
+            total = total + (logprobs * factors).sum()
+    gradient = torch.autograd.grad(total, trainer.policy.parameters)
+    return torch.cat([g.reshape(-1) for g in gradient]).numpy()
+
+
+def signal_and_noise(gradients: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+    """Of (batches, parameters). Products of means over different halves hold no noise of their own,
+    so that signal and cosine are unbiased up to their ratio."""
+
+    def product(a: np.ndarray, b: np.ndarray) -> float:
+        even, odd = slice(0, None, 2), slice(1, None, 2)
+        return float(a[even].mean(0) @ b[odd].mean(0) + a[odd].mean(0) @ b[even].mean(0)) / 2
+
+    noise = float(gradients.var(0, ddof=1).sum())
+    signal = product(gradients, gradients)
+    lengths = signal * product(reference, reference)
+    known = signal > 0 and lengths > 0  # else noise is all there is
+    cosine = product(gradients, reference) / lengths**0.5 if known else None
+    return {"signal_to_noise": signal / noise, "cosine": cosine}
+
+
+def compare(trainer: SPOTrainer, warm_up: int, num_batches: int) -> dict[str, Any]:
+    """Gradients of every mode on the same batches, with a critic fitted to `warm_up` others."""
+    path_value, explained = PathValue(), []
+    gradients: dict[str, list[np.ndarray]] = {name: [] for name in SETTINGS}
+    for step in range(1, warm_up + num_batches + 1):
+        scored = rollout_batch(trainer, step)
+        if step <= warm_up:
+            fit(path_value, scored)
+            continue
+        valued = replace(scored, token_values=path_value.predict(scored))
+        returns = np.broadcast_to(scored.completion_rewards[:, None], scored.token_rewards.shape)
+        explained.append(explained_variance(valued.token_values, returns, scored.completion_mask))
+        for name, settings in SETTINGS.items():
+            rollouts = valued if "lam" in settings else scored
+            config = SPOConfig(**{"num_generations": trainer.args.num_generations} | settings)
+            advantages = assign_credit(rollouts, config).token_advantages
+            gradients[name].append(policy_gradient(trainer, rollouts, advantages))
+        print(f"batch {step - warm_up} of {num_batches}", flush=True)
+    reference = np.array(gradients[UNBIASED])
+    rows = [
+        {"mode": name, **signal_and_noise(np.array(of_mode), reference)}
+        for name, of_mode in gradients.items()
+    ]
+    return {
+        "rows": rows,
+        "explained_variance": float(np.mean(explained)),
+        "values": compare_values(trainer, valued),
+    }
+
+
+def compare_values(trainer: SPOTrainer, rollouts: Rollouts, continuations: int = 32) -> dict:
+    """The critic's values at segment starts against Monte Carlo ones."""
+    config = SPOConfig(**MODES["spo_p20"])
+    starts = segment_starts(assign_credit(rollouts, config).segment_ids)
+    rng = np.random.default_rng(0)
+    states = rng.permutation(np.argwhere(starts))[:120]
+    values = rollouts.token_values[states[:, 0], states[:, 1]]
+    monte_carlo = np.array([_mean_reward(trainer, rollouts, *s, continuations) for s in states])
+    groups = rollouts.completion_rewards.reshape(-1, rollouts.num_generations).mean(1)
+    group_means = np.repeat(groups, rollouts.num_generations)[states[:, 0]]
+    return {
+        "states": len(states),
+        "continuations": continuations,
+        "correlation": float(np.corrcoef(values, monte_carlo)[0, 1]),
+        "rms_error": float(np.sqrt(np.mean((values - monte_carlo) ** 2))),
+        "group_mean_correlation": float(np.corrcoef(group_means, monte_carlo)[0, 1]),
+        "group_mean_rms_error": float(np.sqrt(np.mean((group_means - monte_carlo) ** 2))),
+    }
+
+
+def _mean_reward(trainer: SPOTrainer, rollouts: Rollouts, row: int, start: int, count: int):
+    """Mean reward of `count` completions that share their first `start` tokens."""
+    begun = rollouts.token_ids[row, :start].tolist()
+    length = trainer.args.max_completion_length - start
+    noise = uniforms(1, int(row), np.arange(start * count, (start + 1) * count), length)
+    ends = eos_token_ids(trainer.policy.model, trainer.processing_class)
+    trainer.policy.train(False)
+    prompt = [*rollouts.prompt_ids[row], *begun]
+    samples = sample(trainer.policy.model, [prompt] * count, noise, Sampling(length, ends))
+    whole = replace(samples, token_ids=[[*begun, *ids] for ids in samples.token_ids])
+    texts, _ = completion_texts(trainer.processing_class, whole.token_ids)
+    problem = trainer.train_dataset.select([rollouts.prompt_index[row]] * count)
+    return trainer.rewards(problem, texts, whole).completion_rewards.mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--task", choices=TASKS, default="chain_sum")
+    parser.add_argument("--batch_size", type=int, default=64, help="completions per gradient")
+    parser.add_argument("--batches", type=int, default=40, help="that give gradients")
+    parser.add_argument("--warm_up", type=int, default=8, help="that the critic is fitted to")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    make_base(options.task)
+    with tempfile.TemporaryDirectory() as folder:
+        batches = options.warm_up + options.batches
+        trainer = make_trainer(options.task, options.batch_size, batches, folder)
+        result = compare(trainer, options.warm_up, options.batches)
+    print(json.dumps(result, indent=1))
+    shape = {"task": options.task, "batch_size": options.batch_size, "batches": options.batches}
+    write_result(f"gradients_{options.task}", {"shape": shape} | result, options.out)
+
+
+if __name__ == "__main__":
+    main()
