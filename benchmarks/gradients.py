@@ -72,21 +72,26 @@ def fit(path_value: PathValue, rollouts: Rollouts) -> None:
     path_value.fit(rollouts, returns, rollouts.completion_mask)
 
 
-def policy_gradient(trainer: SPOTrainer, rollouts: Rollouts, advantages: np.ndarray) -> np.ndarray:
-    """∇ Σ weight · advantage · log π, all parameters in one vector."""
+def policy_gradients(
+    trainer: SPOTrainer, rollouts: Rollouts, advantages: list[np.ndarray]
+) -> list[np.ndarray]:
+    """∇ Σ weight · advantage · log π for each (B, T) of advantages, as one vector each."""
     lengths = rollouts.lengths
     token_ids = [row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)]
-    weighted = token_weights(rollouts.completion_mask, "dapo", lengths.max()) * advantages
+    weights = token_weights(rollouts.completion_mask, "dapo", lengths.max())
     rows = TokenRows(rollouts.prompt_ids, token_ids, share_prompts=True)
-    total = 0.0
+    parameters = trainer.policy.parameters
+    sums = [np.zeros(sum(p.numel() for p in parameters), np.float32) for _ in advantages]
     with trainer.policy.active() as decoder:
         for batch in rows.micro_batches(np.arange(len(rollouts)), 32, None, torch.device("cpu")):
             states = hidden_states(decoder, batch)
             logprobs = batch.to_rows(token_logprobs(states, trainer.policy.head, batch.targets))
-            factors = torch.from_numpy(weighted[batch.rows, : logprobs.shape[1]]).float()
-            total = total + (logprobs * factors).sum()
-    gradient = torch.autograd.grad(total, trainer.policy.parameters)
-    return torch.cat([g.reshape(-1) for g in gradient]).numpy()
+            chosen = (batch.rows, slice(logprobs.shape[1]))
+            for total, of_mode in zip(sums, advantages, strict=True):
+                factors = torch.from_numpy((weights * of_mode)[chosen]).float()
+                gradient = torch.autograd.grad(logprobs, parameters, factors, retain_graph=True)
+                total += torch.cat([g.reshape(-1) for g in gradient]).numpy()
+    return sums
 
 
 def signal_and_noise(gradients: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
@@ -117,11 +122,13 @@ def compare(trainer: SPOTrainer, warm_up: int, num_batches: int) -> dict[str, An
         valued = replace(scored, token_values=path_value.predict(scored))
         returns = np.broadcast_to(scored.completion_rewards[:, None], scored.token_rewards.shape)
         explained.append(explained_variance(valued.token_values, returns, scored.completion_mask))
-        for name, settings in SETTINGS.items():
-            rollouts = valued if "lam" in settings else scored
-            config = SPOConfig(**{"num_generations": trainer.args.num_generations} | settings)
-            advantages = assign_credit(rollouts, config).token_advantages
-            gradients[name].append(policy_gradient(trainer, rollouts, advantages))
+        credits = [
+            assign_credit(valued if "lam" in settings else scored, SPOConfig(**settings))
+            for settings in SETTINGS.values()
+        ]
+        found = policy_gradients(trainer, scored, [credit.token_advantages for credit in credits])
+        for name, gradient in zip(SETTINGS, found, strict=True):
+            gradients[name].append(gradient)
         print(f"batch {step - warm_up} of {num_batches}", flush=True)
     reference = np.array(gradients[UNBIASED])
     rows = [

@@ -139,6 +139,34 @@ def _learning_row(row: dict) -> str:
     )
 
 
+def gradients() -> str:
+    """Signal to noise per mode, and the critic against Monte Carlo values."""
+    result = _result("gradients_chain_sum")
+    rows = {row["mode"]: row for row in result["rows"]}
+    base = rows["grpo"]["signal_to_noise"]
+    lines = [
+        f"| gradient of {result['shape']['batch_size']} completions | signal to noise | "
+        "over GRPO's | cosine to the unbiased one |",
+        "|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        ratio, cosine = row["signal_to_noise"] / base, row["cosine"]
+        lines.append(
+            f"| {name} | {row['signal_to_noise']:.3f} | {ratio:.1f} × | "
+            f"{'–' if cosine is None else f'{cosine:.2f}'} |"
+        )
+    values = result["values"]
+    lines += [
+        "",
+        f"At {values['states']} segment starts, against the mean reward of "
+        f"{values['continuations']} sampled continuations: the critic's values correlate "
+        f"{values['correlation']:.2f} (rms error {values['rms_error']:.2f}), the group means that "
+        f"GRPO subtracts {values['group_mean_correlation']:.2f} "
+        f"({values['group_mean_rms_error']:.2f}). {_source(result)}",
+    ]
+    return "\n".join(lines)
+
+
 def speed() -> str:
     """A step against TRL's."""
     result = _result("speed_smollm2")
@@ -187,7 +215,7 @@ def _source(result: dict) -> str:
 
 def render(text: str) -> str:
     """The README with every block whose source exists filled in."""
-    for block in (flags, quickstart, memory, smollm2, learning, speed, inspector):
+    for block in (flags, quickstart, memory, smollm2, gradients, learning, speed, inspector):
         try:
             body = block()
         except FileNotFoundError:
