@@ -64,6 +64,8 @@ def model_and_prompts(options: argparse.Namespace):
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What SPOConfig and GRPOConfig both understand."""
+    import torch
+
     rows = min(options.completions, options.micro_batch)
     return {
         "num_generations": 8,
@@ -73,7 +75,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "max_steps": options.steps + 1,
         "learning_rate": 1e-5,
         "bf16": not options.full,
-        "use_cpu": options.cpu,
+        "use_cpu": options.cpu or not torch.cuda.is_available(),
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "report_to": "none",
