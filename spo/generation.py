@@ -173,7 +173,8 @@ def _choose(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"], sampling: 
     On a CPU a few rows at a time, so that what is made of them stays in its cache.
     """
     num_rows, vocab_size = logits.shape
-    size = num_rows if logits.is_cuda else max(CACHED_NUMBERS // vocab_size, 1)
+    on_cpu = logits.device.type == "cpu"
+    size = max(CACHED_NUMBERS // vocab_size, 1) if on_cpu else num_rows
     parts = zip(logits.split(size), noise.split(size), strict=True)
     return map(torch.cat, zip(*(_choose_rows(*part, sampling) for part in parts), strict=True))
 

@@ -48,7 +48,7 @@ REMEDIES = {
     "reference_and_critic": "use --use_peft, which keeps one base for policy, critic and reference",
     "gradients": "use --use_peft, or a smaller --lora_r",
     "optimizer": "use --optim adamw_8bit, or --use_peft",
-    "generation": "lower --per_device_generation_batch_size or --max_completion_length",
+    "generation": "lower --per_device_generation_batch_size, or set --fold_adapter false",
     "activations": "use --gradient_checkpointing, or lower --max_tokens_per_micro_batch",
     "logits": "lower --logits_chunk_size",
 }

@@ -83,12 +83,12 @@ class Network:
         with self.active():
             layers = _foldable_layers(self.model) if self.adapter and fold else []
             kept = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
-            for parameter, data in kept:
-                parameter.data = data.clone()
-            for layer in layers:
-                layer.merge(adapter_names=[self.adapter])
             half = transformer(self.model).dtype.itemsize == 2 and (layers or not self.adapter)
             try:
+                for parameter, data in kept:
+                    parameter.data = data.clone()
+                for layer in layers:
+                    layer.merge(adapter_names=[self.adapter])
                 with nullcontext() if half else autocast():
                     yield
             finally:

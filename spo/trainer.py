@@ -191,7 +191,8 @@ class SPOTrainer:
 
     @torch.no_grad()
     def score(self, step: int, prompts: np.ndarray, samples: Completions) -> Rollouts:
-        """Log-probs, entropies, rewards and (mostly, see `value`) values: the global batch."""
+        """Log-probs, entropies and rewards of all rows, and values where they take a pass of their
+        own: the global rollout batch."""
         with self.timer("score"):
             indices = self._local(prompts)
             prompt_rows = self.train_dataset.select(indices)
