@@ -126,17 +126,22 @@ def learning() -> str:
 
 
 def _learning_row(row: dict) -> str:
-    def shown(value, form):
-        return "–" if value is None else format(value, form)
+    def shown(form: str, value) -> str:
+        return "" if value is None else form.format(value)
 
     difference = row["against_grpo"]
-    return (
-        f"| {row['mode']} | {len(row['seeds'])} | {row['final_accuracy']:.3f} ± "
-        f"{shown(row['final_standard_error'], '.3f')} | {difference['mean']:+.3f} ± "
-        f"{shown(difference['standard_error'], '.3f')} ({shown(difference['p'], '.2f')}) | "
-        f"{shown(row['samples_ratio'], '.2f')} × | {row['cpu_seconds']:.0f} | "
-        f"{shown(row['explained_variance'], '.2f')} |"
+    cells = (
+        row["mode"],
+        str(len(row["seeds"])),
+        f"{row['final_accuracy']:.3f}" + shown(" ± {:.3f}", row["final_standard_error"]),
+        f"{difference['mean']:+.3f}"
+        + shown(" ± {:.3f}", difference["standard_error"])
+        + shown(" ({:.2f})", difference["p"]),
+        shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
+        f"{row['cpu_seconds']:.0f}",
+        shown("{:.2f}", row["explained_variance"]) or "–",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def gradients() -> str:
