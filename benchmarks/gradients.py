@@ -76,10 +76,8 @@ def policy_gradients(
     trainer: SPOTrainer, rollouts: Rollouts, advantages: list[np.ndarray]
 ) -> list[np.ndarray]:
     """∇ Σ weight · advantage · log π for each (B, T) of advantages, as one vector each."""
-    lengths = rollouts.lengths
-    token_ids = [row[:n].tolist() for row, n in zip(rollouts.token_ids, lengths, strict=True)]
-    weights = token_weights(rollouts.completion_mask, "dapo", lengths.max())
-    rows = TokenRows(rollouts.prompt_ids, token_ids, share_prompts=True)
+    weights = token_weights(rollouts.completion_mask, "dapo", trainer.args.max_completion_length)
+    rows = TokenRows(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts=True)
     parameters = trainer.policy.parameters
     sums = [np.zeros(sum(p.numel() for p in parameters), np.float32) for _ in advantages]
     with trainer.policy.active() as decoder:

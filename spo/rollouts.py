@@ -71,6 +71,11 @@ class Rollouts:
         """Completion tokens per row."""
         return self.completion_mask.sum(1)
 
+    @property
+    def ragged_token_ids(self) -> list[list[int]]:
+        """Sampled tokens of each row, without padding."""
+        return [row[:n].tolist() for row, n in zip(self.token_ids, self.lengths, strict=True)]
+
     def loss_mask(self, mask_truncated_completions: bool) -> Bool[np.ndarray, "B T"]:
         """The tokens that take part in losses, entropy ranking and statistics."""
         keep = ~np.isnan(self.completion_rewards)

@@ -101,10 +101,9 @@ class Updater:
         self.step, self.rollouts = step, rollouts
         uncut = np.where(rollouts.completion_mask, 0, -1)
         self.credit = Credit(uncut, np.zeros(uncut.shape, np.float32), None)
-        token_ids = [
-            row[:n].tolist() for row, n in zip(rollouts.token_ids, rollouts.lengths, strict=True)
-        ]
-        self.token_rows = TokenRows(rollouts.prompt_ids, token_ids, self.args.share_prompts)
+        self.token_rows = TokenRows(
+            rollouts.prompt_ids, rollouts.ragged_token_ids, self.args.share_prompts
+        )
         self.path_values = np.zeros(self.mask.shape, np.float32)
         self.sums: dict[str, float] = defaultdict(float)
         self.num_updates = 0
