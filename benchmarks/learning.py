@@ -8,9 +8,10 @@
 All runs of a task and seed share the base model, the source of problems, the number of completions
 and updates, and evaluate on the same held-out problems with the same random numbers. Without a
 critic there are 8 solutions to a problem; a critic needs no groups, so each solution has its own
-(`spo_8_generations` shows what that is worth). TRL's GRPOTrainer runs on the same. A run is one JSON in results/learning/; what is there already is
-not run again. Each run has one thread, so several may go side by side and the CPU seconds still
-mean something.
+(`spo_8_generations` shows what that is worth). TRL's GRPOTrainer runs on the same.
+
+A run is one JSON in results/learning/; what is there already is not run again. Each run has one
+thread, so several may go side by side and the CPU seconds still mean something.
 """
 
 import argparse
