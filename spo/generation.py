@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from spo.models import decoder, transformer
+from spo.prefill import SharedPrompts
 from spo.scoring import logprobs_and_entropies
 
 CACHED_NUMBERS = 2**16
@@ -71,7 +72,7 @@ def sample(
     sampling: Sampling,
     max_rows: int | None = None,
 ) -> Completions:
-    """Complete each row's prompt; equal neighbouring prompts share their prefill.
+    """Complete each row's prompt; equal prompts share their prefill.
 
     Args:
         model: a causal language model in eval mode.
@@ -90,7 +91,10 @@ def sample(
 def _sample_batch(model, prompt_ids, noise, sampling: Sampling) -> Completions:
     """Decode a batch token by token until every row has ended."""
     device = model.device
-    logits, cache, attention_mask = _prefill(model, prompt_ids)
+    prompts = SharedPrompts.build(prompt_ids, device)
+    states, cache = prompts.run(decoder(model))
+    logits = _next_token_logits(model, states)[prompts.of_row]
+    attention_mask = prompts.row_mask
     positions = attention_mask.sum(1)
     noise = torch.from_numpy(noise).to(device, torch.float32)
     eos = torch.tensor(sampling.eos_token_ids, device=device)
@@ -133,32 +137,6 @@ def _sample_batch(model, prompt_ids, noise, sampling: Sampling) -> Completions:
         return [row[:n] for row, n in zip(array.tolist(), lengths.tolist(), strict=True)]
 
     return Completions(ragged(tokens), ragged(logprobs), ragged(entropies), (~ended).tolist())
-
-
-def _prefill(model, prompt_ids: list[list[int]]):
-    """Run each distinct prompt once, left-padded -> logits (b, V), cache and mask of all rows."""
-    first_of_run = [i == 0 or prompt_ids[i] != prompt_ids[i - 1] for i in range(len(prompt_ids))]
-    prompt_of_row = np.cumsum(first_of_run) - 1
-    distinct = [ids for ids, first in zip(prompt_ids, first_of_run, strict=True) if first]
-    width = max(map(len, distinct))
-    input_ids = np.zeros((len(distinct), width), dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    for i, ids in enumerate(distinct):
-        input_ids[i, width - len(ids) :] = ids
-        mask[i, width - len(ids) :] = 1
-    attention_mask = torch.from_numpy(mask).to(model.device)
-    cache = DynamicCache(config=model.config)
-    states = decoder(model)(
-        input_ids=torch.from_numpy(input_ids).to(model.device),
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    logits = _next_token_logits(model, states)
-    index = torch.from_numpy(prompt_of_row).to(model.device)
-    cache.batch_select_indices(index)
-    return logits[index], cache, attention_mask[index]
 
 
 def _next_token_logits(model, states: Float[Tensor, "b S H"]) -> Float[Tensor, "b V"]:

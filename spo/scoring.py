@@ -19,76 +19,28 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from spo.config import SPOConfig
 from spo.models import Network
+from spo.prefill import SharedPrompts
 
 if TYPE_CHECKING:
     from spo.generation import Completions
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """All but the last token of the distinct prompts of a micro-batch, left-padded.
-
-    Attributes:
-        input_ids, attention_mask: (P, L).
-        of_row: which of the P each row of the micro-batch continues, (b,).
-    """
-
-    input_ids: Int[Tensor, "P L"]
-    attention_mask: Int[Tensor, "P L"]
-    of_row: Int[Tensor, " b"]
-
-    @classmethod
-    def build(cls, prompt_ids: list[list[int]], device: torch.device) -> "Prefix":
-        """Of the rows' prompts."""
-        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
-        input_ids = np.zeros((len(index), max(map(len, index)) - 1), dtype=np.int64)
-        mask = np.zeros_like(input_ids)
-        for prompt, i in index.items():
-            if len(prompt) > 1:
-                input_ids[i, 1 - len(prompt) :] = prompt[:-1]
-                mask[i, 1 - len(prompt) :] = 1
-        of_row = np.array([index[tuple(prompt)] for prompt in prompt_ids])
-        return cls(*(torch.from_numpy(x).to(device) for x in (input_ids, mask, of_row)))
-
-    def arguments_for(self, decoder: nn.Module, num_columns: int) -> dict[str, Any]:
-        """Run the prefixes -> what lets the decoder go on from them, differentiable."""
-        cache = DynamicCache(config=decoder.config)
-        positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
-        decoder(
-            input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache.batch_select_indices(self.of_row)
-        mask = self.attention_mask[self.of_row]
-        begin = mask.sum(1, keepdim=True)
-        return {
-            "attention_mask": torch.cat([mask, mask.new_ones(len(mask), num_columns)], 1),
-            "position_ids": begin + torch.arange(num_columns, device=mask.device),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-
-
-@dataclass(frozen=True)
 class MicroBatch:
     """Prompt + completion per row, right-padded to the longest row of this micro-batch.
 
-    Padding stands after every real token, and attention is causal: it needs no mask. With a
-    prefix, rows begin with their prompt's last token.
+    Padding stands after every real token, and attention is causal: it needs no mask. Where prompts
+    are shared, rows begin with their prompt's last token.
 
     Attributes:
         rows: which rows of the rollout batch these are, (b,).
         input_ids: (b, S).
         token_rows, token_columns: row and completion position of each of the N tokens, (N,).
         state_columns: position in `input_ids` of the state before each token, (N,).
-        prefix: what the rows continue, None where they are whole.
+        prefixes: all but the last token of the rows' prompts; None where rows are whole.
     """
 
     rows: np.ndarray
@@ -96,7 +48,7 @@ class MicroBatch:
     token_rows: Int[Tensor, " N"]
     token_columns: Int[Tensor, " N"]
     state_columns: Int[Tensor, " N"]
-    prefix: Prefix | None = None
+    prefixes: SharedPrompts | None = None
 
     @classmethod
     def build(
@@ -108,21 +60,21 @@ class MicroBatch:
         share_prompts: bool = False,
     ) -> "MicroBatch":
         """Lay out the given rows of the ragged `prompt_ids` and `token_ids`."""
-        prefix = None
+        prompts, prefixes = [prompt_ids[row] for row in rows], None
         if share_prompts:
-            prefix = Prefix.build([prompt_ids[row] for row in rows], device)
-            prompt_ids = [ids[-1:] for ids in prompt_ids]
-        sequences = [[*prompt_ids[row], *token_ids[row]] for row in rows]
+            prefixes = SharedPrompts.build([ids[:-1] for ids in prompts], device)
+            prompts = [ids[-1:] for ids in prompts]
+        sequences = [[*prompt, *token_ids[row]] for prompt, row in zip(prompts, rows, strict=True)]
         input_ids = np.zeros((len(rows), max(map(len, sequences))), dtype=np.int64)
         for i, sequence in enumerate(sequences):
             input_ids[i, : len(sequence)] = sequence
         counts = np.array([len(token_ids[row]) for row in rows])
         token_rows = np.repeat(np.arange(len(rows)), counts)
         token_columns = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        prompt_lengths = np.array([len(prompt_ids[row]) for row in rows])
+        prompt_lengths = np.array([len(prompt) for prompt in prompts])
         state_columns = prompt_lengths[token_rows] - 1 + token_columns
         tensors = (input_ids, token_rows, token_columns, state_columns)
-        return cls(rows, *(torch.from_numpy(x).to(device) for x in tensors), prefix)
+        return cls(rows, *(torch.from_numpy(x).to(device) for x in tensors), prefixes)
 
     @property
     def targets(self) -> Int[Tensor, " N"]:
@@ -223,10 +175,19 @@ def states_before_tokens(
 
 def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]:
     """Run the decoder (a model without its head) and keep the states before completion tokens."""
-    arguments: dict[str, Any] = {"use_cache": False}
-    if batch.prefix is not None:
-        arguments = batch.prefix.arguments_for(decoder, batch.input_ids.shape[1])
-    output = decoder(input_ids=batch.input_ids, **arguments)
+    if batch.prefixes is None:
+        output = decoder(input_ids=batch.input_ids, use_cache=False)
+    else:
+        _, cache = batch.prefixes.run(decoder)
+        before = batch.prefixes.row_mask
+        output = decoder(
+            input_ids=batch.input_ids,
+            attention_mask=torch.cat([before, torch.ones_like(batch.input_ids)], 1),
+            position_ids=before.sum(1, keepdim=True)
+            + torch.arange(batch.input_ids.shape[1], device=before.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
     return states_before_tokens(output.last_hidden_state, batch)
 
 

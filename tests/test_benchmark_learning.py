@@ -85,3 +85,5 @@ def test_signal_to_noise_and_cosine_of_gradients_that_are_known():
     found = gradients.signal_and_noise(ours, theirs)
     assert found["signal_to_noise"] == pytest.approx(1.0, abs=0.03)
     assert found["cosine"] == pytest.approx(0.5**0.5, abs=0.01)
+    # the root mean square of the first coordinate is √(1² + ½)
+    assert found["adam_gain"] == pytest.approx(1.5**-0.5, abs=0.02)

@@ -110,7 +110,7 @@ def test_an_end_token_in_the_last_place_is_no_truncation(model):
     assert not ended.truncated[0]
 
 
-def test_equal_neighbours_share_their_prefill_and_finished_rows_leave(model, forwards):
+def test_equal_prompts_share_their_prefill_and_finished_rows_leave(model, forwards):
     ended = run(model, eos=some_eos(model))
     lengths = np.array([len(ids) for ids in ended.token_ids])
     assert len(set(lengths)) > 2

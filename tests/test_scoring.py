@@ -151,9 +151,9 @@ def test_prompts_stay_together_where_that_is_less_to_compute():
 
 def test_a_prompt_alone_in_its_micro_batch_is_not_split_off():
     (batch,) = TokenRows([PROMPTS[2]], [[1, 2]], True).micro_batches(np.arange(1), 8, None, CPU)
-    assert batch.prefix is None
+    assert batch.prefixes is None
     (batch,) = TokenRows([[7]] * 3, [[1, 2]] * 3, True).micro_batches(np.arange(3), 8, None, CPU)
-    assert batch.prefix is None
+    assert batch.prefixes is None
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [4, 1, 0, 3]], ids=["one prompt", "two, ragged"])
@@ -163,7 +163,7 @@ def test_shared_prompts_change_neither_states_nor_gradients(rows, policy):
 
     def states_and_gradient(share_prompts):
         batch = MicroBatch.build(np.array(rows), SHARED, completions, CPU, share_prompts)
-        assert (batch.prefix is not None) == share_prompts
+        assert (batch.prefixes is not None) == share_prompts
         policy.model.zero_grad()
         with policy.active() as decoder:
             states = hidden_states(decoder, batch)
