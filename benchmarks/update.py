@@ -9,7 +9,8 @@ rows per micro-batch:
   completion positions at once, log_softmax over them in float32.
 
 First checks, in float32, that both have the same loss and gradient. Then measures times in turns
-within one process, and the peak memory of each in a process of its own.
+within one process, and the peak memory of each in a process of its own. A plain product of two
+2048 × 2048 matrices takes its turn, too: what share of its FLOP/s does the update reach?
 
     python scripts/fetch_smollm2.py && python benchmarks/update.py
     python benchmarks/update.py --smoke              # a tiny random model; seconds
@@ -18,6 +19,7 @@ within one process, and the peak memory of each in a process of its own.
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from common import (
     write_result,
 )
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from spo.loading import lora_config
@@ -40,6 +43,8 @@ from spo.losses import policy_loss, token_weights
 from spo.models import Network, build_policy
 from spo.scoring import TokenRows, hidden_states, token_logprobs
 
+PRODUCTS = 10
+"""Matrix products in a turn."""
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
 
 
@@ -224,10 +229,31 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     network = load_network(args)
     work = make_workload(args, network)
     args.completion_tokens = work.num_tokens
+    with FlopCounterMode(display=False) as counter:
+        loss_and_gradient("ours", network, work, args)
+    args.update_flops = counter.get_total_flops()
     runs = {
         name: lambda name=name: loss_and_gradient(name, network, work, args) for name in VARIANTS
     }
-    return alternate(runs, args.repetitions)
+    left, right = torch.randn(2, 2048, 2048, dtype=getattr(torch, args.dtype))
+
+    def products():
+        for _ in range(PRODUCTS):
+            left @ right
+
+    return alternate(runs | {"product": products}, args.repetitions)
+
+
+def flops(args: argparse.Namespace, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """FLOP/s of the update's matrix products, of a plain one, and the first over the second."""
+    update = [args.update_flops / s for s in seconds["ours"]]
+    product = [PRODUCTS * 2 * 2048**3 / s for s in seconds["product"]]
+    return {
+        "of_update": args.update_flops,
+        "update_gflops_per_second": spread(f / 1e9 for f in update),
+        "product_gflops_per_second": spread(f / 1e9 for f in product),
+        "fraction": spread(u / p for u, p in zip(update, product, strict=True)),
+    }
 
 
 def measure_memory(args: argparse.Namespace, name: str, threads: int) -> dict[str, float]:
@@ -289,6 +315,7 @@ def main() -> None:
             clock: {name: spread(values) for name, values in times.items()}
             for clock, times in seconds.items()
         },
+        "flops": flops(args, seconds["wall"]),
         "time_ratio": {clock: ratios(times, "ours", "padded") for clock, times in seconds.items()},
         "memory": memory,
         "memory_ratio": round(
@@ -311,6 +338,10 @@ def show(payload: dict) -> None:
         f"{name} {figures['increase_gib']}" for name, figures in payload["memory"].items()
     )
     print(f"GiB above the loaded model: {cells}  ratio {payload['memory_ratio']}")
+    fraction = payload["flops"]["fraction"]
+    print(
+        "FLOP/s over a plain matrix product's: {min:.2f} {median:.2f} {max:.2f}".format(**fraction)
+    )
 
 
 if __name__ == "__main__":

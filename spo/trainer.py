@@ -136,7 +136,8 @@ class SPOTrainer:
             prompts = self.batches.indices(step - 1)
             samples = self.generate(step, prompts)
             rollouts = self.value(step, self.score(step, prompts, samples))
-            credit = assign_credit(rollouts, self.args)
+            with self.timer("credit"):
+                credit = assign_credit(rollouts, self.args)
             metrics = self.update(rollouts, credit)
             self.finish_step(step, rollouts, credit, metrics)
             if self.control.should_training_stop:

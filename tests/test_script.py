@@ -44,6 +44,7 @@ METRICS = (
     "tokens_per_second",
     "time/generate",
     "time/score",
+    "time/credit",
     "time/update",
 )
 
