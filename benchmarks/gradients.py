@@ -6,7 +6,9 @@ At the task's base model, with nothing trained: many rollout batches, and for ea
 policy gradient every mode would take. The signal is the squared length of the mean gradient, the
 noise the trace of the covariance over batches; a mode with twice the signal-to-noise ratio needs
 half the completions for a gradient as good. Its cosine to the unbiased gradient of group-relative
-advantages (without division by the std) shows the bias that a critic brings in.
+advantages (without division by the std) shows the bias that a critic brings in. Adam divides each
+coordinate by its own noise, so noise that stays in a few coordinates costs it little; the gain of a
+step of Adam, to first order, is listed, too.
 
 Values: from the starts of segments, 32 continuations are sampled; their mean reward is what the
 critic's value should be.
@@ -94,18 +96,29 @@ def policy_gradients(
 
 def signal_and_noise(gradients: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
     """Of (batches, parameters). Products of means over different halves hold no noise of their own,
-    so that signal and cosine are unbiased up to their ratio."""
+    so that signal, cosine and gain are unbiased up to their ratio.
+
+    `adam_gain` is the reference gradient times the mean step of Adam, gradient over root mean
+    square: the rise of the expected reward per unit of learning rate.
+    """
 
     def product(a: np.ndarray, b: np.ndarray) -> float:
         even, odd = slice(0, None, 2), slice(1, None, 2)
         return float(a[even].mean(0) @ b[odd].mean(0) + a[odd].mean(0) @ b[even].mean(0)) / 2
+
+    def adam(a: np.ndarray) -> np.ndarray:
+        return a / np.maximum(np.sqrt(np.square(a).mean(0)), 1e-12)
 
     noise = float(gradients.var(0, ddof=1).sum())
     signal = product(gradients, gradients)
     lengths = signal * product(reference, reference)
     known = signal > 0 and lengths > 0  # else noise is all there is
     cosine = product(gradients, reference) / lengths**0.5 if known else None
-    return {"signal_to_noise": signal / noise, "cosine": cosine}
+    return {
+        "signal_to_noise": signal / noise,
+        "cosine": cosine,
+        "adam_gain": product(adam(gradients), reference),
+    }
 
 
 def compare(trainer: SPOTrainer, warm_up: int, num_batches: int) -> dict[str, Any]:
