@@ -9,6 +9,11 @@ five minutes of one CPU core, no network; the same seed gives the same weights o
     python scripts/make_quickstart_model.py
 
 A harder one: --task_options min_terms=6 max_terms=8 --steps 4000 --output_dir runs/harder_base
+
+With --model an existing language model is taught to write such solutions instead:
+
+    python scripts/make_quickstart_model.py --model models/SmolLM2-135M-Instruct --threads 2 \
+        --steps 100 --learning_rate 1e-4 --held_out 100 --output_dir runs/smollm2_base
 """
 
 import argparse
@@ -40,7 +45,7 @@ pipeline_tag: text-generation
 
 # A tiny calculator that slips
 
-A Llama of {parameters:,} weights, trained from random ones as a starting point for reinforcement
+A Llama of {parameters:,} weights, trained from {origin} as a starting point for reinforcement
 learning in examples and tests; good for nothing else. Made by `{command}`.
 
 | | |
@@ -152,24 +157,26 @@ def make_batches(args: argparse.Namespace, tokenizer, held_out_questions: set[st
         rows, labels = [], []
         for entry in entries:
             prompt_ids = tokenizer.encode(entry["question"])
-            solution_ids = tokenizer.encode(TASKS[args.task].write(entry, writer) + "<eos>")
+            solution = TASKS[args.task].write(entry, writer)
+            solution_ids = [*tokenizer.encode(solution), tokenizer.eos_token_id]
             rows.append(torch.tensor(prompt_ids + solution_ids))
             labels.append(torch.tensor([-100] * len(prompt_ids) + solution_ids))
         input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
         yield input_ids, pad_sequence(labels, batch_first=True, padding_value=-100)
 
 
-def pretrain(model, batches, steps: int, learning_rate: float) -> None:
+def pretrain(model, batches, steps: int, learning_rate: float, bf16: bool = False) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98))
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     for step, (input_ids, labels) in enumerate(batches, start=1):
-        loss = model(input_ids=input_ids, labels=labels).loss  # causal and right-padded: no mask
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=input_ids, labels=labels).loss  # causal, right-padded: no mask
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step % 100 == 0 or step == steps:
+        if step % min(100, max(steps // 10, 1)) == 0 or step == steps:
             print(f"step {step}/{steps} loss {loss.item():.4f}", flush=True)
 
 
@@ -190,6 +197,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task_options", nargs="*", default=[], help="of reasoning-gym: NAME=INT")
     parser.add_argument("--wrong_step_fraction", type=float, default=0.16)
     parser.add_argument("--fillers", type=int, default=4, choices=range(len(OPENERS) + 1))
+    parser.add_argument("--model", help="folder of a model to go on from, in bfloat16")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=96, help="a multiple of 8")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000)
@@ -211,28 +220,41 @@ def make_model(args: argparse.Namespace, tokenizer) -> transformers.LlamaForCaus
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     sizes |= {"initializer_range": args.width**-0.5}  # learns sums far faster than the usual 0.02
     config = transformers.LlamaConfig(tie_word_embeddings=True, bos_token_id=None, **sizes, **ends)
-    model = transformers.LlamaForCausalLM(config)
+    return transformers.LlamaForCausalLM(config)
+
+
+def model_and_tokenizer(args: argparse.Namespace):
+    """New ones, or those of `args.model`."""
+    if args.model:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, padding_side="left")
+        model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    else:
+        tokenizer = make_tokenizer(TASKS[args.task].pieces)
+        model = make_model(args, tokenizer)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     # top_k=0: draw from all tokens, where generate() would take the best 50
     model.generation_config = transformers.GenerationConfig(do_sample=True, top_k=0, **ends)
-    return model
+    return model, tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    torch.set_num_threads(1)  # the order of a sum, and so the weights, depends on their number
+    torch.set_num_threads(args.threads)  # they change the order of sums, and so the weights
     torch.manual_seed(args.seed)
     task = TASKS[args.task]
-    tokenizer = make_tokenizer(task.pieces)
-    model = make_model(args, tokenizer)
+    model, tokenizer = model_and_tokenizer(args)
     held_out = create_dataset(args.task, size=args.held_out, seed=HELD_OUT_SEED, **args.options)
     batches = make_batches(args, tokenizer, {entry["question"] for entry in held_out})
-    pretrain(model, batches, args.steps, args.learning_rate)
+    pretrain(model, batches, args.steps, args.learning_rate, bf16=bool(args.model))
+    if args.model:
+        model.to(torch.bfloat16)
 
     writer = Writer(random.Random(args.seed), args.wrong_step_fraction, args.fillers)
     scores = [held_out.score_answer(extract_answer(task.write(e, writer)), e) for e in held_out]
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "parameters": model.num_parameters(),
+        "origin": Path(args.model).name if args.model else "random ones",
         "openers": ", ".join(repr(opener.strip()) for opener in OPENERS[: args.fillers]),
         "wrong_solutions": 1 - scores.count(1.0) / len(scores),
         "sampled": accuracy(model, tokenizer, held_out, do_sample=True),

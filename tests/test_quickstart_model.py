@@ -140,6 +140,18 @@ def test_same_seed_same_weights(tmp_path):
     )
 
 
+def test_an_existing_model_goes_on_from_its_weights(tmp_path):
+    sizes = ["--steps", "1", "--batch_size", "4", "--held_out", "4", "--learning_rate", "1e-6"]
+    script.main(["--model", str(ASSET), *sizes, "--output_dir", str(tmp_path)])
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (ASSET, tmp_path)
+    )
+    for name, weight in before.items():
+        assert after[name].dtype == torch.bfloat16
+        torch.testing.assert_close(after[name].float(), weight, rtol=1e-2, atol=1e-4)
+    assert "trained from quickstart as" in (tmp_path / "README.md").read_text()
+
+
 def test_training_data_leave_out_the_held_out_problems():
     args = script.parse_arguments(["--steps", "1", "--batch_size", "8"])
     args.options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
