@@ -10,8 +10,8 @@ and updates, and evaluate on the same held-out problems with the same random num
 critic there are 8 solutions to a problem; a critic needs no groups, so each solution has its own
 (`spo_8_generations` shows what that is worth). TRL's GRPOTrainer runs on the same.
 
-A run is one JSON in results/learning/; what is there already is not run again. Each run has one
-thread, so several may go side by side and the CPU seconds still mean something.
+A run is one JSON in results/learning/; what is there already is not run again. With a tiny model it
+has one thread, so several may go side by side and the CPU seconds still mean something.
 """
 
 import argparse
@@ -36,18 +36,20 @@ class Task:
 
     dataset: str
     options: dict[str, int]
-    base: list[str]
+    base: str
     settings: dict[str, Any]
     updates: int
     eval_every: int = 20
     eval_size: int = 400
     folder: str | None = None
+    lora_r: int | None = None
+    threads: int = 1
 
     @property
     def make_base(self) -> list[str]:
         """Arguments of scripts/make_quickstart_model.py."""
         options = [f"{name}={value}" for name, value in self.options.items()]
-        return ["--task", self.dataset, "--task_options", *options, *self.base]
+        return ["--task", self.dataset, "--task_options", *options, *self.base.split()]
 
     @property
     def base_folder(self) -> Path:
@@ -72,21 +74,34 @@ TASKS = {
     "chain_sum": Task(
         "chain_sum",
         {"min_terms": 8, "max_terms": 10, "min_digits": 1, "max_digits": 1},
-        ["--fillers", "8", "--wrong_step_fraction", "0.12", "--steps", "3000"],
+        "--fillers 8 --wrong_step_fraction 0.12 --steps 3000",
         TINY | {"max_completion_length": 112},
         updates=120,
     ),
     "leg_counting": Task(
         "leg_counting",
         {"min_animals": 3, "max_animals": 5, "min_instances": 1, "max_instances": 9},
-        ["--fillers", "8", "--wrong_step_fraction", "0.08", "--steps", "3000"],
+        "--fillers 8 --wrong_step_fraction 0.08 --steps 3000",
         TINY | {"max_completion_length": 144},
         updates=120,
+    ),
+    "smollm2": Task(
+        "chain_sum",
+        {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
+        "--model models/SmolLM2-135M-Instruct --threads 2 --fillers 8 --wrong_step_fraction 0.12 "
+        "--steps 100 --batch_size 16 --learning_rate 1e-4 --held_out 100",
+        TINY | {"bf16": True, "learning_rate": 1e-4, "max_completion_length": 96},
+        updates=40,
+        eval_every=10,
+        eval_size=200,
+        folder="runs/bases/smollm2",
+        lora_r=8,
+        threads=2,
     ),
     "smoke": Task(
         "chain_sum",
         {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
-        [],
+        "",
         TINY | {"max_completion_length": 64},
         updates=2,
         eval_every=1,
@@ -136,9 +151,9 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
     """Train once in this process -> the JSON of the run."""
     import torch
 
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     task = TASKS[task_name]
+    torch.set_num_threads(task.threads)
+    warnings.filterwarnings("ignore")
     settings = task.settings | (MODES[mode] if mode != TRL else {}) | changes
     settings |= {"seed": seed, "max_steps": updates or task.updates, "eval_steps": task.eval_every}
     train = _train_with_trl if mode == TRL else _train_with_spo
@@ -168,6 +183,13 @@ def problems(task: Task, settings: dict[str, Any]):
     return load_reasoning_gym_splits(task.dataset, options, task.eval_size)
 
 
+def adapter(task: Task):
+    """The LoRA configuration of the task, None where all weights are trained."""
+    from spo.loading import lora_config
+
+    return lora_config(task.lora_r, 2 * task.lora_r) if task.lora_r else None
+
+
 SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_sequence",
           "grad_norm", "spo/approx_kl", "completions/mean_length")  # fmt: skip
 
@@ -195,6 +217,7 @@ def _train_with_spo(task: Task, settings: dict[str, Any]):
             train_dataset=train,
             eval_dataset=held_out,
             callbacks=[clock],
+            peft_config=adapter(task),
         )
         trainer.train()
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -225,7 +248,7 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
         settings["seed"],
     )
     order = np.concatenate([batches.indices(step) for step in range(settings["max_steps"])])
-    model = load_policy(str(task.base_folder), dtype="float32")
+    model = load_policy(str(task.base_folder), dtype="bfloat16" if task.lora_r else "float32")
     tokenizer = load_tokenizer(str(task.base_folder))
     evaluations: list[tuple[int, float]] = []
     every = settings["eval_steps"]
@@ -254,7 +277,6 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
             reward_funcs=reasoning_gym_reward,
             args=GRPOConfig(
                 output_dir=folder,
-                bf16=False,
                 gradient_checkpointing=False,
                 shuffle_dataset=False,
                 logging_steps=1,
@@ -262,11 +284,12 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
                 report_to="none",
                 disable_tqdm=True,
                 use_cpu=True,
-                **shared,
+                **{"bf16": False} | shared,
             ),
             train_dataset=train.select(order),
             processing_class=tokenizer,
             callbacks=[clock],
+            peft_config=adapter(task),
         )
         trainer.train()
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -337,7 +360,7 @@ def make_base(task_name: str) -> None:
     if not (folder / "model.safetensors").is_file():
         script = ROOT / "scripts" / "make_quickstart_model.py"
         command = [sys.executable, str(script), *TASKS[task_name].make_base]
-        subprocess.run([*command, "--output_dir", str(folder)], check=True)
+        subprocess.run([*command, "--output_dir", str(folder)], cwd=ROOT, check=True)
 
 
 def one(job: tuple) -> None:

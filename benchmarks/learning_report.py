@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from common import write_result
 
-BASELINE = "grpo"
+BASELINE, OTHERS = "grpo", "trl_grpo"
 Runs = dict[str, dict[int, dict[str, Any]]]
 """By mode and seed."""
 
@@ -52,8 +52,18 @@ def first_reached(curve: np.ndarray, accuracy: float, column: int) -> float | No
     return None
 
 
+def accuracy_at(curve: np.ndarray, seconds: float) -> float:
+    """After so many CPU seconds, linear between evaluations; the last one for ever after."""
+    return float(np.interp(seconds, curve[:, 1], curve[:, 2]))
+
+
 def mean_curve(runs: dict[int, dict], seeds: list[int]) -> np.ndarray:
     return np.mean([curve(runs[seed]) for seed in seeds], axis=0)
+
+
+def curve_of_all(runs: dict[int, dict] | None) -> np.ndarray | None:
+    """The mean over every seed there is."""
+    return mean_curve(runs, sorted(runs)) if runs else None
 
 
 def paired_test(differences: list[float]) -> dict[str, float | None]:
@@ -80,9 +90,10 @@ def paired_test(differences: list[float]) -> dict[str, float | None]:
 
 
 def summarise(runs: Runs) -> list[dict[str, Any]]:
-    """A row per mode: final accuracy, samples and seconds to GRPO mode's final accuracy, and the
-    paired difference of the accuracy averaged over training."""
+    """A row per mode: final accuracy, samples and seconds to GRPO mode's final accuracy, the paired
+    difference of the accuracy averaged over training, and the accuracy when TRL's time is up."""
     rows = []
+    trl = curve_of_all(runs.get(OTHERS))
     for mode, of_mode in runs.items():
         seeds = sorted(set(of_mode) & set(runs.get(BASELINE, {})))
         if not seeds:
@@ -111,6 +122,7 @@ def summarise(runs: Runs) -> list[dict[str, Any]]:
                 "target": round(target, 4),
                 "samples_ratio": _ratio(samples, base_samples),
                 "seconds_ratio": _ratio(seconds, base_seconds),
+                "at_trl_seconds": None if trl is None else round(accuracy_at(ours, trl[-1, 1]), 4),
                 "cpu_seconds": round(float(ours[-1, 1]), 1),
                 "explained_variance": round(statistics.fmean(explained), 3) if explained else None,
             }
@@ -152,7 +164,7 @@ def plot(tasks: dict[str, Runs], modes: tuple[str, ...], path: Path) -> None:
                 low, high = middle[:, 2] - error, middle[:, 2] + error
                 axis.fill_between(middle[:, column], low, high, color=line.get_color(), alpha=0.12)
         row[0].set(xlabel="sampled completions", ylabel=f"{task}: held-out accuracy")
-        row[1].set(xlabel="CPU seconds of training, one thread")
+        row[1].set(xlabel="CPU seconds of training")
         row[0].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

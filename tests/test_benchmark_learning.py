@@ -40,6 +40,18 @@ def test_samples_and_seconds_to_the_baselines_final_accuracy():
     assert rows["worse"]["samples_ratio"] is None
     assert rows["spo"]["against_grpo"]["mean"] == pytest.approx(0.175)
     assert rows["spo"]["final_accuracy"] == 0.8
+    assert rows["spo"]["at_trl_seconds"] is None
+
+
+def test_accuracy_when_the_other_trainers_time_is_up():
+    """Ours took 3 s an evaluation, theirs 1 s; after their 4 s we are a third past the first."""
+    runs = {
+        "grpo": {1: made_up("grpo", 1, [0.2, 0.3, 0.4, 0.5, 0.6], 3.0)},
+        "trl_grpo": {1: made_up("trl_grpo", 1, [0.2, 0.2, 0.2, 0.2, 0.5])},
+    }
+    rows = {row["mode"]: row for row in learning_report.summarise(runs)}
+    assert rows["grpo"]["at_trl_seconds"] == pytest.approx(0.3 + 0.1 / 3, abs=1e-4)
+    assert rows["trl_grpo"]["at_trl_seconds"] == 0.5
 
 
 def test_seeds_without_a_baseline_are_not_compared():

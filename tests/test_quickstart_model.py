@@ -143,9 +143,8 @@ def test_same_seed_same_weights(tmp_path):
 def test_an_existing_model_goes_on_from_its_weights(tmp_path):
     sizes = ["--steps", "1", "--batch_size", "4", "--held_out", "4", "--learning_rate", "1e-6"]
     script.main(["--model", str(ASSET), *sizes, "--output_dir", str(tmp_path)])
-    before, after = (
-        AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (ASSET, tmp_path)
-    )
+    load = AutoModelForCausalLM.from_pretrained
+    before, after = (load(folder).state_dict() for folder in (ASSET, tmp_path))
     for name, weight in before.items():
         assert after[name].dtype == torch.bfloat16
         torch.testing.assert_close(after[name].float(), weight, rtol=1e-2, atol=1e-4)
