@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from common import write_result
 
-BASELINE, OTHERS = "grpo", "trl_grpo"
+GRPO, TRL = ("grpo", "grpo_slow"), ("trl_grpo", "trl_grpo_slow")
 Runs = dict[str, dict[int, dict[str, Any]]]
 """By mode and seed."""
 
@@ -89,20 +89,27 @@ def paired_test(differences: list[float]) -> dict[str, float | None]:
     return {"mean": round(mean, 4), "standard_error": round(error, 4), "p": round(p, 4)}
 
 
+def better_of(runs: Runs, modes: tuple[str, ...]) -> str:
+    """The mode that ends higher, of those that ran."""
+    there = [mode for mode in modes if runs.get(mode)]
+    return max(there, key=lambda m: curve_of_all(runs[m])[-1, 2], default=modes[0])
+
+
 def summarise(runs: Runs) -> list[dict[str, Any]]:
     """A row per mode: final accuracy, samples and seconds to GRPO mode's final accuracy, the paired
     difference of the accuracy averaged over training, and the accuracy when TRL's time is up."""
     rows = []
-    trl = curve_of_all(runs.get(OTHERS))
+    trl = curve_of_all(runs.get(better_of(runs, TRL)))
+    base_mode = better_of(runs, GRPO)
     for mode, of_mode in runs.items():
-        seeds = sorted(set(of_mode) & set(runs.get(BASELINE, {})))
+        seeds = sorted(set(of_mode) & set(runs.get(base_mode, {})))
         if not seeds:
             continue
-        ours, base = mean_curve(of_mode, seeds), mean_curve(runs[BASELINE], seeds)
+        ours, base = mean_curve(of_mode, seeds), mean_curve(runs[base_mode], seeds)
         target = float(base[-1, 2])
         finals = [curve(of_mode[seed])[-1, 2] for seed in seeds]
         differences = [
-            float(curve(of_mode[s])[1:, 2].mean() - curve(runs[BASELINE][s])[1:, 2].mean())
+            float(curve(of_mode[s])[1:, 2].mean() - curve(runs[base_mode][s])[1:, 2].mean())
             for s in seeds
         ]
         samples, base_samples = (first_reached(c, target, 0) for c in (ours, base))
@@ -118,6 +125,7 @@ def summarise(runs: Runs) -> list[dict[str, Any]]:
                 "seeds": seeds,
                 "final_accuracy": round(statistics.fmean(finals), 4),
                 "final_standard_error": _standard_error(finals),
+                "baseline": base_mode,
                 "against_grpo": paired_test(differences),
                 "target": round(target, 4),
                 "samples_ratio": _ratio(samples, base_samples),

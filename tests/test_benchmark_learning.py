@@ -43,6 +43,18 @@ def test_samples_and_seconds_to_the_baselines_final_accuracy():
     assert rows["spo"]["at_trl_seconds"] is None
 
 
+def test_the_baseline_is_grpo_mode_at_its_better_learning_rate():
+    runs = {
+        "grpo": {1: made_up("grpo", 1, [0.2, 0.5, 0.4])},
+        "grpo_slow": {1: made_up("grpo_slow", 1, [0.2, 0.4, 0.6])},
+        "spo": {1: made_up("spo", 1, [0.2, 0.6, 0.8])},
+    }
+    rows = {row["mode"]: row for row in learning_report.summarise(runs)}
+    assert rows["spo"]["target"] == 0.6
+    assert rows["spo"]["samples_ratio"] == 0.5
+    assert rows["grpo"]["samples_ratio"] is None
+
+
 def test_accuracy_when_the_other_trainers_time_is_up():
     """Ours took 3 s an evaluation, theirs 1 s; after their 4 s we are a third past the first."""
     runs = {
