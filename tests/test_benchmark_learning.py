@@ -11,6 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
+import breakdowns  # noqa: E402
 import gradients  # noqa: E402
 import learning_report  # noqa: E402
 
@@ -111,3 +112,21 @@ def test_signal_to_noise_and_cosine_of_gradients_that_are_known():
     assert found["cosine"] == pytest.approx(0.5**0.5, abs=0.01)
     # the root mean square of the first coordinate is √(1² + ½)
     assert found["adam_gain"] == pytest.approx(1.5**-0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("solution", "mistake"),
+    [
+        ("4-1=3\nso 3+7=10\n<answer>10</answer>", None),
+        ("4-1=2\nso 2+7=9\n<answer>9</answer>", "sum"),
+        ("4-1=3\nso 3+7=10\n<answer>9</answer>", "copy"),
+        ("4-1=3\nso 2+7=9\n<answer>9</answer>", "copy"),
+        ("4-1=3\n3-7=-4\n<answer>-4</answer>", "place"),
+        ("4-1=3\n<answer>3</answer>", "place"),
+        ("4-1=3\n3+7=10\n10+7=17\n<answer>17</answer>", "place"),
+        ("4-1=3 <answer>3</answer>", "form"),
+        ("4-1=\n<answer>3</answer>", "form"),
+    ],
+)
+def test_first_mistake(solution, mistake):
+    assert breakdowns.first_mistake("4 - 1 + 7", solution) == mistake
