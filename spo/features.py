@@ -62,12 +62,10 @@ class PathValue:
     Least squares on the features, their squares and products, in closed form, with exponential
     forgetting: a completion counts e^(−age / MEMORY), age in completions since. So it follows the
     policy at once, while the critic network takes its one step. It stays on the CPU, in float64;
-    every process fits its own on the whole rollout batch. Its values stay within the range of the
-    targets so far: squares of features run far off where a few completions are all it has seen.
+    every process fits its own on the whole rollout batch.
 
     Attributes:
         covariance, products: the sums Σ x xᵀ and Σ x y over tokens, (D, D) and (D,).
-        bounds: the least and the largest target, and 0, (2,).
     """
 
     MEMORY = 256
@@ -76,14 +74,12 @@ class PathValue:
     def __init__(self):
         self.covariance = torch.zeros(NUM_PRODUCTS, NUM_PRODUCTS, dtype=torch.float64)
         self.products = torch.zeros(NUM_PRODUCTS, dtype=torch.float64)
-        self.bounds = torch.zeros(2, dtype=torch.float64)
 
     def predict(self, rollouts: Rollouts) -> Float[np.ndarray, "B T"]:
         """Before every token; a constant on padding."""
         ridge = self.RIDGE * torch.eye(NUM_PRODUCTS, dtype=torch.float64)
         weights = torch.linalg.solve(self.covariance + ridge, self.products)
-        values = _inputs(rollouts) @ weights.numpy()
-        return values.clip(*self.bounds.numpy()).astype(np.float32)
+        return (_inputs(rollouts) @ weights.numpy()).astype(np.float32)
 
     def fit(
         self,
@@ -94,16 +90,13 @@ class PathValue:
         """Take in the masked tokens of a rollout batch."""
         inputs = torch.from_numpy(_inputs(rollouts)[mask])
         wanted = torch.from_numpy(targets[mask].astype(np.float64))
-        if len(wanted):
-            self.bounds[0] = min(self.bounds[0], wanted.min())
-            self.bounds[1] = max(self.bounds[1], wanted.max())
         kept = math.exp(-len(rollouts) / self.MEMORY)
         self.covariance.mul_(kept).add_(inputs.T @ inputs)
         self.products.mul_(kept).add_(inputs.T @ wanted)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold; writing into these tensors restores it."""
-        return {"covariance": self.covariance, "products": self.products, "bounds": self.bounds}
+        return {"covariance": self.covariance, "products": self.products}
 
     def save(self, folder: Path) -> None:
         save_file(self.state(), folder / FILE)
@@ -111,8 +104,8 @@ class PathValue:
     def load(self, folder: Path) -> None:
         """Restore what `save` left in the folder, if anything."""
         if (folder / FILE).is_file():
-            for name, saved in load_file(folder / FILE).items():
-                self.state()[name].copy_(saved)
+            saved = load_file(folder / FILE)
+            self.covariance, self.products = saved["covariance"], saved["products"]
 
 
 def _inputs(rollouts: Rollouts) -> Float[np.ndarray, "B T 45"]:
