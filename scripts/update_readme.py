@@ -114,8 +114,8 @@ def learning() -> str:
     for task, rows in result["tasks"].items():
         lines += [
             f"| {task} | seeds | final accuracy | Δ mean accuracy to GRPO mode (p) | samples to "
-            "GRPO mode's end | CPU seconds | EV |",
-            "|---|---|---|---|---|---|---|",
+            "GRPO mode's end | CPU seconds | accuracy when TRL's time is up | EV |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for row in sorted(rows, key=lambda row: -row["final_accuracy"]):
             lines.append(_learning_row(row))
@@ -136,9 +136,10 @@ def _learning_row(row: dict) -> str:
         f"{row['final_accuracy']:.3f}" + shown(" ± {:.3f}", row["final_standard_error"]),
         f"{difference['mean']:+.3f}"
         + shown(" ± {:.3f}", difference["standard_error"])
-        + shown(" ({:.2f})", difference["p"]),
+        + shown(" ({:.3f})", difference["p"]),
         shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
         f"{row['cpu_seconds']:.0f}",
+        shown("{:.3f}", row["at_trl_seconds"]) or "–",
         shown("{:.2f}", row["explained_variance"]) or "–",
     )
     return f"| {' | '.join(cells)} |"
@@ -148,17 +149,16 @@ def gradients() -> str:
     """Signal to noise per mode, and the critic against Monte Carlo values."""
     result = _result("gradients_chain_sum")
     rows = {row["mode"]: row for row in result["rows"]}
-    base = rows["grpo"]["signal_to_noise"]
     lines = [
         f"| gradient of {result['shape']['batch_size']} completions | signal to noise | "
-        "over GRPO's | cosine to the unbiased one |",
-        "|---|---|---|---|",
+        "over GRPO's | cosine to the unbiased one | gain of an Adam step over GRPO's |",
+        "|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        ratio, cosine = row["signal_to_noise"] / base, row["cosine"]
+        ratio, gain = (row[key] / rows["grpo"][key] for key in ("signal_to_noise", "adam_gain"))
+        cosine = "–" if row["cosine"] is None else f"{row['cosine']:.2f}"
         lines.append(
-            f"| {name} | {row['signal_to_noise']:.3f} | {ratio:.1f} × | "
-            f"{'–' if cosine is None else f'{cosine:.2f}'} |"
+            f"| {name} | {row['signal_to_noise']:.3f} | {ratio:.1f} × | {cosine} | {gain:.2f} × |"
         )
     values = result["values"]
     lines += [
@@ -170,6 +170,19 @@ def gradients() -> str:
         f"({values['group_mean_rms_error']:.2f}). {_source(result)}",
     ]
     return "\n".join(lines)
+
+
+def breakdowns() -> str:
+    """First mistakes with and without a KL penalty."""
+    result = _result("breakdowns")
+    runs = result["runs"]
+    heads = [f"β = {run['beta']}: wrong sum | lost its place" for run in runs]
+    lines = [f"| update | {' | '.join(heads)} |", "|---|" + "---|---|" * len(runs)]
+    for of_all in zip(*(run["mistakes"] for run in runs), strict=True):
+        shares = [count["shares"] for count in of_all]
+        cells = [f"{s.get(kind, 0.0):.1%}" for s in shares for kind in ("sum", "place")]
+        lines.append(f"| {of_all[0]['update']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(result)])
 
 
 def speed() -> str:
@@ -218,9 +231,22 @@ def _source(result: dict) -> str:
     )
 
 
+BLOCKS = (
+    flags,
+    quickstart,
+    memory,
+    smollm2,
+    gradients,
+    learning,
+    breakdowns,
+    speed,
+    inspector,
+)
+
+
 def render(text: str) -> str:
     """The README with every block whose source exists filled in."""
-    for block in (flags, quickstart, memory, smollm2, gradients, learning, speed, inspector):
+    for block in BLOCKS:
         try:
             body = block()
         except FileNotFoundError:
