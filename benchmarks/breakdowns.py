@@ -17,13 +17,10 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, write_result
-from learning import MODES, TASKS, make_base, problems
+from learning import MODES, TASKS, make_base, problems, sampled_solutions
 from transformers import TrainerCallback
 
 from spo import SPOConfig, SPOTrainer
-from spo.data import prepare_prompts
-from spo.evaluation import EVAL_STEP
-from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
 
 STEP = re.compile(r"(?:[a-z]+ )?(-?\d+)([+-])(\d+)=(-?\d+)")
 ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
@@ -73,14 +70,10 @@ class Reader(TrainerCallback):
         self.counts: list[dict] = []
 
     def read(self, trainer: SPOTrainer, update: int) -> None:
-        policy, tokenizer, args = trainer.policy, trainer.processing_class, trainer.args
-        batch = prepare_prompts(self.held_out, tokenizer).dataset
-        rows = range(len(batch))
-        noise = uniforms(args.seed, EVAL_STEP, rows, args.max_completion_length)
-        sampling = Sampling(args.max_completion_length, eos_token_ids(policy.model, tokenizer))
-        policy.train(False)
-        samples = sample(policy.model, list(batch["prompt_ids"]), noise, sampling)
-        solutions, _ = completion_texts(tokenizer, samples.token_ids)
+        settings = vars(trainer.args)
+        batch, solutions = sampled_solutions(
+            trainer.policy.model, trainer.processing_class, self.held_out, settings
+        )
         entries = map(json.loads, batch["entry"])
         expressions = [entry["metadata"]["expression"] for entry in entries]
         found = Counter(map(first_mistake, expressions, solutions))

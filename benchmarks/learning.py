@@ -299,32 +299,35 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
     return {name: _series(history, name) for name in names}, evaluations, clock
 
 
-def sampled_accuracy(model, tokenizer, held_out, settings: dict[str, Any]) -> float:
-    """What SPOTrainer's evaluation does, for a model in another trainer's hands."""
+def sampled_solutions(model, tokenizer, held_out, settings: dict[str, Any]):
+    """What SPOTrainer's evaluation samples, for a model in anyone's hands: the prepared problems
+    and a text for each."""
     import numpy as np
     import torch
 
     from spo.data import prepare_prompts
     from spo.evaluation import EVAL_STEP
     from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
-    from spo.verifiers import reasoning_gym_reward
 
     prepared = prepare_prompts(held_out, tokenizer).dataset
-    length, correct = settings["max_completion_length"], 0
+    length = settings["max_completion_length"]
+    noise = uniforms(settings["seed"], EVAL_STEP, np.arange(len(prepared)), length)
     sampling = Sampling(length, eos_token_ids(model, tokenizer))
     training = model.training
     model.eval()
-    for start in range(0, len(prepared), 200):
-        rows = np.arange(start, min(start + 200, len(prepared)))
-        batch = prepared.select(rows)
-        noise = uniforms(settings["seed"], EVAL_STEP, rows, length)
-        with torch.no_grad():
-            samples = sample(model, list(batch["prompt_ids"]), noise, sampling)
-        texts, _ = completion_texts(tokenizer, samples.token_ids)
-        columns = {name: batch[name] for name in ("entry", "task", "task_options")}
-        correct += sum(r >= 1 for r in reasoning_gym_reward(None, texts, None, **columns))
+    with torch.no_grad():
+        samples = sample(model, list(prepared["prompt_ids"]), noise, sampling, max_rows=200)
     model.train(training)
-    return correct / len(prepared)
+    return prepared, completion_texts(tokenizer, samples.token_ids)[0]
+
+
+def sampled_accuracy(model, tokenizer, held_out, settings: dict[str, Any]) -> float:
+    from spo.verifiers import reasoning_gym_reward
+
+    prepared, texts = sampled_solutions(model, tokenizer, held_out, settings)
+    columns = {name: prepared[name] for name in ("entry", "task", "task_options")}
+    rewards = reasoning_gym_reward(None, texts, None, **columns)
+    return sum(reward >= 1 for reward in rewards) / len(prepared)
 
 
 def make_clock():
