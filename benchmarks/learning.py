@@ -118,15 +118,15 @@ CRITIC = {
     "normalize_advantages": False,
     "lam": 0.8,
 }
-SPO = CRITIC | {"entropy_percentile": 0.05}
+SPO = CRITIC | {"entropy_percentile": 0.2}
 TRL: dict[str, dict[str, Any]] = {"trl_grpo": {}, "trl_grpo_slow": {"learning_rate": 2e-4}}
 MODES: dict[str, dict[str, Any]] = {
     "grpo": {"entropy_percentile": 0.0},
     "grpo_slow": {"entropy_percentile": 0.0, "learning_rate": 2e-4},
     "critic": CRITIC | {"entropy_percentile": 0.0},
-    "spo_p05": SPO,
+    "spo_p05": CRITIC | {"entropy_percentile": 0.05},
     "spo_p10": CRITIC | {"entropy_percentile": 0.1},
-    "spo_p20": CRITIC | {"entropy_percentile": 0.2},
+    "spo_p20": SPO,
     "ppo": CRITIC | {"entropy_percentile": 1.0},
     "spo_8_generations": SPO | {"num_generations": 8},
     "spo_normalized": SPO | {"normalize_advantages": True},

@@ -48,7 +48,8 @@ def some_reward(completions, **columns) -> list[float]:
 
 
 def model_and_prompts(options: argparse.Namespace):
-    """Model, tokenizer without an end in reach, and a data set of prompts of equal length."""
+    """Model, tokenizer without an end in reach, and a data set of prompts within 8 % of the asked
+    length: equal ones, rare in practice, take other paths through attention."""
     import torch
     from datasets import Dataset
 
@@ -58,7 +59,9 @@ def model_and_prompts(options: argparse.Namespace):
     model = load_policy(options.model, dtype=torch.float32 if options.full else torch.bfloat16)
     ids = tokenizer("State the answer: one + two + three = " * 40)["input_ids"]
     count = 2 * options.completions
-    prompts = [tokenizer.decode(ids[i % 5 :][: options.prompt_length]) for i in range(count)]
+    shortest = round(0.92 * options.prompt_length)
+    lengths = [shortest + i % (2 * (options.prompt_length - shortest) + 1) for i in range(count)]
+    prompts = [tokenizer.decode(ids[:length]) for length in lengths]
     return model, tokenizer, Dataset.from_dict({"prompt": prompts})
 
 

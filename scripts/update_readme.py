@@ -70,12 +70,8 @@ def _memory_on_cpu(result: dict) -> list[str]:
     for bits in ("bf16", "4-bit"):
         with_critic, without = (rows.get(f"{bits}, {c}") for c in ("shared critic", "no critic"))
         if with_critic and without:
-            memory, seconds = (
-                with_critic[what] / without[what]
-                if what == "peak_gib"
-                else with_critic[what]["median"] / without[what]["median"]
-                for what in ("peak_gib", "seconds")
-            )
+            memory = with_critic["peak_gib"] / without["peak_gib"]
+            seconds = with_critic["seconds"]["median"] / without["seconds"]["median"]
             costs.append(f"{bits}: {memory:.2f} × the memory, {seconds:.2f} × the time")
     lines += ["", "32 completions of 96 tokens a step behind prompts of 50. The critic costs, in "]
     lines[-1] += "; ".join(costs) + ". " + _source(result)
@@ -130,13 +126,16 @@ def _learning_row(row: dict) -> str:
         return "" if value is None else form.format(value)
 
     difference = row["against_grpo"]
+    compared = (
+        f"{difference['mean']:+.3f}"
+        + shown(" ± {:.3f}", difference["standard_error"])
+        + shown(" ({:.3f})", difference["p"])
+    )
     cells = (
         row["mode"],
         str(len(row["seeds"])),
         f"{row['final_accuracy']:.3f}" + shown(" ± {:.3f}", row["final_standard_error"]),
-        f"{difference['mean']:+.3f}"
-        + shown(" ± {:.3f}", difference["standard_error"])
-        + shown(" ({:.3f})", difference["p"]),
+        "–" if row["mode"] == row["baseline"] else compared,
         shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
         f"{row['cpu_seconds']:.0f}",
         shown("{:.3f}", row["at_trl_seconds"]) or "–",
@@ -215,6 +214,46 @@ def _spread(values: dict) -> str:
     return f"{values['min']:.2f}, {values['median']:.2f}, {values['max']:.2f} ×"
 
 
+def update() -> str:
+    """Micro-batches of similar length against padding, and against the hardware."""
+    result = _result("update")
+    flops = result["flops"]
+    return (
+        f"The policy's update alone, {result['settings']['completions']} completions of 1/6 to all "
+        f"of {result['settings']['max_completion_length']} tokens: "
+        f"{_spread(result['time_ratio']['wall'])} of the time of micro-batches padded to the "
+        f"longest of all (least, median, most), {result['memory_ratio']:.2f} × the memory. Its "
+        f"matrix products come at {flops['update_gflops_per_second']['median']:.0f} GFLOP/s, a "
+        f"plain 2048 × 2048 one at {flops['product_gflops_per_second']['median']:.0f}: "
+        f"{flops['fraction']['median']:.0%} of what the hardware gives. {_source(result)}"
+    )
+
+
+def scaling() -> str:
+    """Seconds of a step along each curve."""
+    result = _result("scaling")
+    shape = result["shape"]
+    lines = [
+        f"A step with a critic, {shape['layers']} layers of random weights; otherwise "
+        f"{shape['completions']} completions of {shape['length']} tokens and a vocabulary of "
+        f"{shape['vocabulary']:,}.",
+        "",
+        "| | seconds at each size | exponent (1 is linear) |",
+        "|---|---|---|",
+    ]
+    for name, found in result["curves"].items():
+        points = ", ".join(f"{p[name]:,}: {p['seconds']['median']:.1f}" for p in found["points"])
+        lines.append(f"| {name} | {points} | {found['exponent']:.2f} |")
+    credit = result["credit"]
+    lines += [
+        "",
+        f"Boundaries, GAE, returns and normalisation of {credit['completions']} × "
+        f"{credit['length']} tokens take {credit['phases']['credit']['median']:.2f} s: "
+        f"{result['credit_share']:.2%} of a step of a model of one layer. {_source(result)}",
+    ]
+    return "\n".join(lines)
+
+
 def inspector() -> str:
     return (ROOT / "docs" / "inspector.md").read_text().rstrip()
 
@@ -240,6 +279,8 @@ BLOCKS = (
     learning,
     breakdowns,
     speed,
+    update,
+    scaling,
     inspector,
 )
 

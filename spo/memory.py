@@ -215,9 +215,10 @@ def _generation_bytes(config: PreTrainedConfig, args: SPOConfig, length: int, it
     rows = args.per_device_generation_batch_size or args.rollout_batch_size()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * head_dim * itemsize
-    one_layer = per_token / config.num_hidden_layers  # growing a layer's cache copies it
-    return rows * length * (per_token + one_layer) + rows * config.vocab_size * (itemsize + 5 * 4)
+    one_layer = 2 * heads * head_dim * itemsize * rows * length
+    room = 1 / 8  # see spo.prefill; growing a layer's cache copies it
+    cache = one_layer * (config.num_hidden_layers * (1 + room) + 1)
+    return cache + rows * config.vocab_size * (itemsize + 5 * 4)
 
 
 def _folded_bytes(model: nn.Module, itemsize: int) -> float:

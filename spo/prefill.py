@@ -14,6 +14,53 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values of one layer with room for further tokens.
+
+    transformers' DynamicLayer copies the whole cache for every token, which makes sampling
+    quadratic in the length; here most tokens are written in place, and the room grows by an
+    eighth. Where gradients are wanted nothing may be overwritten: there it is a DynamicLayer.
+    """
+
+    room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Append (b, heads, new, size) each; returns all keys and values so far."""
+        before = self.get_seq_length()
+        if torch.is_grad_enabled() or not before:
+            return super().update(key_states, value_states)
+        after = before + key_states.shape[-2]
+        if self.room is None or self.room[0].shape[-2] < after:
+            self.room = _with_room(self.keys, after), _with_room(self.values, after)
+        self.keys, self.values = (whole[..., :after, :] for whole in self.room)
+        self.keys[..., before:, :] = key_states
+        self.values[..., before:, :] = value_states
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # copies them out of the room
+        self.room = None
+
+
+def _with_room(cached: Tensor, length: int) -> Tensor:
+    """A copy with space for at least `length` tokens."""
+    *head, old, size = cached.shape
+    whole = cached.new_empty(*head, length + length // 8 + 16, size)
+    whole[..., :old, :] = cached
+    return whole
+
+
+def empty_cache(decoder: nn.Module) -> DynamicCache:
+    """Layers with room; those of another kind, a sliding window's for one, as transformers has
+    them."""
+    cache = DynamicCache(config=decoder.config)
+    cache.layers = [
+        PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
 
 
 @dataclass(frozen=True)
@@ -44,7 +91,7 @@ class SharedPrompts:
 
     def run(self, decoder: nn.Module) -> tuple[Float[Tensor, "P L H"], DynamicCache]:
         """Hidden states of the distinct prompts, and the cache with an entry per row."""
-        cache = DynamicCache(config=decoder.config)
+        cache = empty_cache(decoder)
         states = decoder(
             input_ids=self.input_ids,
             attention_mask=self.attention_mask,

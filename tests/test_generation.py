@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from transformers import DynamicCache
 
 from spo.config import SPOConfig
 from spo.generation import (
@@ -17,6 +18,7 @@ from spo.generation import (
     uniforms,
 )
 from spo.models import Network
+from spo.prefill import PreallocatedLayer, SharedPrompts
 from spo.scoring import score_rows
 
 PROMPTS = [[65, 66, 67], [65, 66, 67], [70], [71, 72, 73, 74, 75, 76], [80, 81], [90, 91, 92]]
@@ -124,6 +126,29 @@ def test_equal_prompts_share_their_prefill_and_finished_rows_leave(model, forwar
 
 
 # --- sampling -------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_written_in_place_and_keeps_what_was_in_it(model):
+    decoder = model.base_model
+    cache = SharedPrompts.build([[65, 66], [65, 66], [70, 71]], model.device).run(decoder)[1]
+    plain = DynamicCache(config=model.config)
+    torch.manual_seed(0)
+    for layer in cache.layers:
+        assert type(layer) is PreallocatedLayer
+    keys, values = cache.layers[0].keys, cache.layers[0].values
+    plain.update(keys, values, 0)
+    storages = set()
+    with torch.no_grad():
+        for count in (1, 1, 3, 40, 1, 1):
+            new = torch.randn(2, 3, *keys.shape[1:2], count, keys.shape[-1])
+            for ours, theirs in zip(cache.update(*new, 0), plain.update(*new, 0), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+            storages.add(cache.layers[0].keys.untyped_storage().data_ptr())
+    assert len(storages) == 2  # room was made for the first and for the forty
+    cache.batch_select_indices(torch.tensor([2, 0]))
+    with torch.no_grad():
+        ours = cache.update(*new[:, [2, 0]], 0)[0]
+    torch.testing.assert_close(ours, torch.cat([plain.layers[0].keys, new[0]], 2)[[2, 0]])
 
 
 def test_invert_cdf_gives_each_token_its_share_of_the_unit_interval():
