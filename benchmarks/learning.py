@@ -92,11 +92,9 @@ TASKS = {
         "--steps 100 --batch_size 16 --learning_rate 1e-4 --held_out 100",
         TINY | {"bf16": True, "learning_rate": 1e-4, "max_completion_length": 96},
         updates=40,
-        eval_every=10,
         eval_size=200,
         folder="runs/bases/smollm2",
         lora_r=8,
-        threads=2,
     ),
     "smoke": Task(
         "chain_sum",
