@@ -90,8 +90,9 @@ TASKS = {
         {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
         "--model models/SmolLM2-135M-Instruct --threads 2 --fillers 8 --wrong_step_fraction 0.12 "
         "--steps 100 --batch_size 16 --learning_rate 1e-4 --held_out 100",
-        TINY | {"bf16": True, "learning_rate": 1e-4, "max_completion_length": 96},
+        TINY | {"bf16": True, "learning_rate": 3e-4, "max_completion_length": 96},
         updates=40,
+        eval_every=10,
         eval_size=200,
         folder="runs/bases/smollm2",
         lora_r=8,

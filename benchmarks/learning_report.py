@@ -181,6 +181,8 @@ def plot(tasks: dict[str, Runs], modes: tuple[str, ...], path: Path) -> None:
 def report(folder: Path, modes: tuple[str, ...], out: Path) -> None:
     """Write the table and the plot of everything that has been run."""
     tasks = load_runs(folder)
+    if not tasks:
+        return  # all of it was tried with other settings
     plot(tasks, modes, out / "learning.png")
     table = {task: summarise(runs) for task, runs in tasks.items()}
     write_result("learning", {"tasks": table}, out)
