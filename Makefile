@@ -18,7 +18,4 @@ space: ## build/space and build/space-static, ready to upload to Hugging Face Sp
 
 .PHONY: bench-smoke
 bench-smoke: ## that the benchmarks run, on tiny models
-	python benchmarks/update.py --smoke
-	python benchmarks/scaling.py --smoke --steps 1 --out build/benchmarks
-	python benchmarks/learning.py --tasks smoke --modes grpo spo_p20 trl_grpo --seeds 1 --out build/benchmarks/learning
-	python benchmarks/memory.py --estimate --out build/benchmarks
+	python -m pytest tests/test_benchmarks_run.py tests/test_benchmark_learning.py

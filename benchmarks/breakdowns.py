@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, write_result
-from learning import MODES, TASKS, make_base, problems, sampled_solutions
+from learning import MODES, TASKS, Task, make_base, problems, sampled_solutions
 from transformers import TrainerCallback
 
 from spo import SPOConfig, SPOTrainer
@@ -86,8 +86,7 @@ class Reader(TrainerCallback):
             self.read(self.trainer, state.global_step)
 
 
-def mistakes(beta: float, seed: int, updates: int, every: int) -> list[dict]:
-    task = TASKS["chain_sum"]
+def mistakes(task: Task, beta: float, seed: int, updates: int, every: int) -> list[dict]:
     settings = task.settings | MODES["grpo"] | {"beta": beta, "seed": seed, "max_steps": updates}
     train, held_out = problems(task, settings)
     reader = Reader(held_out, every)
@@ -114,6 +113,7 @@ def mistakes(beta: float, seed: int, updates: int, every: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--task", choices=("chain_sum", "smoke"), default="chain_sum")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--updates", type=int, default=80)
     parser.add_argument("--every", type=int, default=10)
@@ -121,11 +121,12 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    make_base("chain_sum")
-    betas = (0.0, TASKS["chain_sum"].settings["beta"])
+    make_base(options.task)
+    task = TASKS[options.task]
+    betas = (0.0, task.settings["beta"])
     arguments = (options.seed, options.updates, options.every)
-    runs = [{"beta": beta, "mistakes": mistakes(beta, *arguments)} for beta in betas]
-    write_result("breakdowns", {"task": "chain_sum", "mode": "grpo", "runs": runs}, options.out)
+    runs = [{"beta": beta, "mistakes": mistakes(task, beta, *arguments)} for beta in betas]
+    write_result("breakdowns", {"task": options.task, "mode": "grpo", "runs": runs}, options.out)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from common import RESULTS, ROOT, spread, write_result
 from datasets import Dataset
-from speed import some_reward
+from speed import train_spo
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spo import SPOConfig, SPOTrainer
 from spo.loading import load_tokenizer
 
 BASE = {"length": 256, "completions": 16, "vocabulary": 8192, "layers": 6}
@@ -63,37 +62,24 @@ def make_model(shape: dict[str, int]) -> LlamaForCausalLM:
 
 def steps(shape: dict[str, int], num_steps: int, rows: int = 8) -> list[dict[str, float]]:
     """Seconds per phase of each step, the first one left out."""
-    model = make_model(shape)
-    model.generation_config.eos_token_id = None
     tokenizer = load_tokenizer(str(ROOT / "assets" / "quickstart"))
     tokenizer.eos_token = tokenizer.pad_token  # token 0
     count = shape["completions"] * (num_steps + 1)
     rows = min(rows, shape["completions"])
+    args = {
+        "value_model_path": "policy",
+        "num_generations": 8,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": shape["completions"] // rows,
+        "max_completion_length": shape["length"],
+        "max_steps": num_steps + 1,
+        "learning_rate": 1e-6,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    dataset = Dataset.from_dict({"prompt": ["1 + 2 ="] * count})
     with tempfile.TemporaryDirectory() as folder:
-        trainer = SPOTrainer(
-            model=model,
-            reward_funcs=some_reward,
-            args=SPOConfig(
-                output_dir=folder,
-                value_model_path="policy",
-                value_features="surprisal",
-                num_generations=8,
-                per_device_train_batch_size=rows,
-                gradient_accumulation_steps=shape["completions"] // rows,
-                max_completion_length=shape["length"],
-                max_steps=num_steps + 1,
-                learning_rate=1e-6,
-                save_rollouts_steps=0,
-                log_completions=False,
-                disable_tqdm=True,
-                use_cpu=True,
-            ),
-            train_dataset=Dataset.from_dict({"prompt": ["1 + 2 ="] * count}),
-            processing_class=tokenizer,
-        )
-        trainer.train()
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
+        metrics = train_spo(folder, make_model(shape), tokenizer, dataset, args)
     if any(m["completions/mean_length"] != shape["length"] for m in metrics):
         raise SystemExit("A completion ended early.")
     return [{phase: m[f"time/{phase}"] for phase in PHASES} for m in metrics[1:]]

@@ -92,30 +92,37 @@ def adapter(options: argparse.Namespace):
 
 
 def _run_spo(variant: str, options: argparse.Namespace, folder: str) -> list[dict[str, float]]:
+    model, tokenizer, dataset = model_and_prompts(options)
+    tokenizer.eos_token = tokenizer.pad_token = options.unreachable_token
+    critic = "policy" if variant == "spo" else None
+    args = settings(options) | {"value_model_path": critic}
+    metrics = train_spo(folder, model, tokenizer, dataset, args, adapter(options))
+    return [{name: m[f"time/{name}"] for name in ("generate", "score", "update")} for m in metrics]
+
+
+def train_spo(
+    folder: str, model, tokenizer, dataset, args: dict[str, Any], peft_config=None
+) -> list[dict[str, float]]:
+    """The metrics of every step; only the tokenizer's end token ends a completion."""
     from spo import SPOConfig, SPOTrainer
 
-    model, tokenizer, dataset = model_and_prompts(options)
     model.generation_config.eos_token_id = None
-    tokenizer.eos_token = tokenizer.pad_token = options.unreachable_token
     trainer = SPOTrainer(
         model=model,
         reward_funcs=some_reward,
         args=SPOConfig(
             output_dir=folder,
-            value_model_path="policy" if variant == "spo" else None,
             value_features="surprisal",
             save_rollouts_steps=0,
             log_completions=False,
-            **settings(options),
+            **args,
         ),
         train_dataset=dataset,
         processing_class=tokenizer,
-        peft_config=adapter(options),
+        peft_config=peft_config,
     )
     trainer.train()
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    names = ("generate", "score", "update")
-    return [{name: json.loads(line)[f"time/{name}"] for name in names} for line in lines]
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 def _run_trl(variant: str, options: argparse.Namespace, folder: str) -> list[dict[str, float]]:

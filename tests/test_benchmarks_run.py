@@ -1,0 +1,62 @@
+"""Every benchmark runs to its end on something tiny, and the README's tables can be made of it.
+
+`make bench-smoke` runs these alone; benchmarks/learning.py has tests of its own.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+import update_readme  # noqa: E402
+
+QUICKSTART_MODEL = "assets/quickstart"
+CASES = [  # arguments, block of the README, what the block has to say
+    ("update.py --smoke --threads 1 --output_dir", "update", r"\d+% of what the hardware gives"),
+    ("scaling.py --smoke --steps 1 --out", "scaling", r"vocabulary \| 1,024: \d"),
+    (
+        f"speed.py --model {QUICKSTART_MODEL} --full --unreachable_token <pad> --threads 1 "
+        "--completions 16 --length 24 --repetitions 1 --name speed_smollm2 --out",
+        "speed",
+        r"SPO with critic \| \d",
+    ),
+    (
+        "gradients.py --task smoke --batch_size 16 --batches 2 --warm_up 1 --out",
+        "gradients",
+        r"correlate -?\d",
+    ),
+    ("breakdowns.py --task smoke --updates 2 --every 2 --out", "breakdowns", r"\| 2 \| \d"),
+    ("memory.py --estimate --cards 8 --out", "memory", r"\d GiB \(estimated\)"),
+    ("quickstart.py --seeds 1 --steps 1 --out", "quickstart", r"\| 1 \| 0\.\d+ \| 0\.\d+"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "block", "expected"), CASES, ids=[c[1] for c in CASES])
+def test_a_benchmark_runs_and_the_readme_can_show_it(
+    arguments, block, expected, tmp_path, monkeypatch
+):
+    if block == "speed":
+        pytest.importorskip("trl")
+    script, *flags = shlex.split(arguments)
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", *flags, str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["command"].startswith(f"python benchmarks/{script}")
+    assert {"commit", "versions", "machine"} <= set(result)
+    if block == "gradients":
+        path.rename(tmp_path / "gradients_chain_sum.json")
+    monkeypatch.setattr(update_readme, "RESULTS", tmp_path)
+    assert re.search(expected, getattr(update_readme, block)())
