@@ -118,6 +118,10 @@ CRITIC = {
     "lam": 0.8,
 }
 SPO = CRITIC | {"entropy_percentile": 0.2}
+FROZEN = SPO | {"value_features": "none", "value_learning_rate": 0.0}
+"""All values stay 0: a segment's advantage is the reward, smaller by λ with every segment after it."""
+REINFORCE = FROZEN | {"lam": 1.0}
+"""Every token's advantage is the reward."""
 TRL: dict[str, dict[str, Any]] = {"trl_grpo": {}, "trl_grpo_slow": {"learning_rate": 2e-4}}
 MODES: dict[str, dict[str, Any]] = {
     "grpo": {"entropy_percentile": 0.0},
@@ -130,7 +134,10 @@ MODES: dict[str, dict[str, Any]] = {
     "spo_8_generations": SPO | {"num_generations": 8},
     "spo_normalized": SPO | {"normalize_advantages": True},
     "spo_no_features": SPO | {"value_features": "none"},
-    "spo_frozen_critic": SPO | {"value_features": "none", "value_learning_rate": 0.0},
+    "spo_frozen_critic": FROZEN,
+    "frozen_normalized": FROZEN | {"normalize_advantages": True},
+    "reinforce": REINFORCE,
+    "reinforce_normalized": REINFORCE | {"normalize_advantages": True},
     "spo_value_mean": SPO | {"segment_value": "mean"},
     "spo_value_last": SPO | {"segment_value": "last"},
     "spo_token_level": SPO | {"advantage_level": "token"},

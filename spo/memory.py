@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spo.config import SPOConfig
 from spo.models import enable_gradient_checkpointing, trainable_parameters, transformer
+from spo.prefill import ROOM
 
 GIB = 2**30
 CARD_SIZES = (8, 12, 16, 24, 48, 80)
@@ -216,8 +217,7 @@ def _generation_bytes(config: PreTrainedConfig, args: SPOConfig, length: int, it
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     one_layer = 2 * heads * head_dim * itemsize * rows * length
-    room = 1 / 8  # of spo.prefill.PreallocatedLayer
-    cache = one_layer * (config.num_hidden_layers * (1 + room) + 1)  # one is copied as it grows
+    cache = one_layer * (config.num_hidden_layers * (1 + ROOM) + 1)  # one is copied as it grows
     return cache + rows * config.vocab_size * (itemsize + 5 * 4)
 
 

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+ROOM = 1 / 8
+"""For further tokens, as a share of those in the cache."""
+
 
 class PreallocatedLayer(DynamicLayer):
     """Keys and values of one layer with room for further tokens.
 
     transformers' DynamicLayer copies the whole cache for every token, which makes sampling
-    quadratic in the length; here most tokens are written in place, and the room grows by an
-    eighth. Where gradients are wanted nothing may be overwritten: there it is a DynamicLayer.
+    quadratic in the length; here most tokens are written in place, and room is made for many
+    at a time. Where gradients are wanted nothing may be overwritten: there it is a DynamicLayer.
     """
 
     room: tuple[Tensor, Tensor] | None = None
@@ -48,7 +51,7 @@ class PreallocatedLayer(DynamicLayer):
 def _with_room(cached: Tensor, length: int) -> Tensor:
     """A copy with space for at least `length` tokens."""
     *head, old, size = cached.shape
-    whole = cached.new_empty(*head, length + length // 8 + 16, size)
+    whole = cached.new_empty(*head, length + int(ROOM * length) + 16, size)
     whole[..., :old, :] = cached
     return whole
 
