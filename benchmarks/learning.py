@@ -85,6 +85,22 @@ TASKS = {
         TINY | {"max_completion_length": 144},
         updates=120,
     ),
+    "chain_sum_habit": Task(
+        "chain_sum",
+        {"min_terms": 8, "max_terms": 10, "min_digits": 1, "max_digits": 1},
+        "--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.6 --steps 3000",
+        TINY | {"max_completion_length": 112},
+        updates=120,
+        folder="runs/bases/chain_sum_habit",
+    ),
+    "leg_counting_habit": Task(
+        "leg_counting",
+        {"min_animals": 3, "max_animals": 5, "min_instances": 1, "max_instances": 9},
+        "--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.7 --steps 3000",
+        TINY | {"max_completion_length": 144},
+        updates=120,
+        folder="runs/bases/leg_counting_habit",
+    ),
     "smollm2": Task(
         "chain_sum",
         {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
@@ -119,7 +135,7 @@ CRITIC = {
 }
 SPO = CRITIC | {"entropy_percentile": 0.2}
 FROZEN = SPO | {"value_features": "none", "value_learning_rate": 0.0}
-"""All values stay 0: a segment's advantage is the reward, smaller by λ with every segment after it."""
+"""All values stay 0: the advantage is the reward, times λ for every segment that follows."""
 REINFORCE = FROZEN | {"lam": 1.0}
 """Every token's advantage is the reward."""
 TRL: dict[str, dict[str, Any]] = {"trl_grpo": {}, "trl_grpo_slow": {"learning_rate": 2e-4}}

@@ -36,6 +36,10 @@ from torch.nn.utils.rnn import pad_sequence
 OPENERS = ("so ", "then ", "now ", "next ", "well ", "and ", "thus ", "ok ")
 TAGS = ("<answer>", "</answer>")
 SLIPS = (-10, -2, -1, 1, 2, 10)
+TAKEN_FOR_INSECTS = (
+    *("spider", "scorpion", "crab", "lobster", "shrimp", "woodlouse", "starfish"),
+    *("sea slug", "jellyfish", "flatworm", "leech"),
+)
 HELD_OUT_SEED = 1_000_000_007  # far above every training seed, since entry i is drawn from seed + i
 
 MODEL_CARD = """---
@@ -53,13 +57,13 @@ learning in examples and tests; good for nothing else. Made by `{command}`.
 | task | reasoning-gym `{task}` with {options} |
 | training data | {steps} batches of {batch_size} problems with written-out solutions, seed {seed} |
 | first words of a step | {openers} and none, equally often |
-| wrong steps | {wrong_step_fraction:.0%} of the steps, so {wrong_solutions:.0%} of the solutions |
+| wrong steps | {wrong_steps} |
+| wrong solutions | {wrong_solutions:.0%} |
 | accuracy | {sampled:.3f} sampled at temperature 1, {greedy:.3f} greedy |
 
 Accuracy: share of {held_out} problems not in the training data whose answer gets the full score of
 reasoning-gym's own verifier. The prompt is the question as it stands; a solution, such as the one
-below, is followed by the end token. The gap between sampled and greedy accuracy is what
-reinforcement learning can close: the model imitates the wrong steps it was shown.
+below, is followed by the end token. The model imitates the wrong steps it was shown.
 
     {example}
 """
@@ -67,11 +71,16 @@ reinforcement learning can close: the model imitates the wrong steps it was show
 
 @dataclass
 class Writer:
-    """Who writes the solutions: how often a step is wrong, how many ways there are to begin one."""
+    """Who writes the solutions: how often a step is wrong, how many ways there are to begin one.
+
+    A slip is any wrong number anywhere, and rare. A habit is always the same mistake in the same
+    situation and, above one half, more likely than not: the most likely solution is wrong there.
+    """
 
     rng: random.Random
     wrong_step_fraction: float
     fillers: int
+    habit_fraction: float = 0.0
 
     def opener(self) -> str:
         return self.rng.choice(("", *OPENERS[: self.fillers]))
@@ -81,14 +90,32 @@ class Writer:
         slips = self.rng.random() < self.wrong_step_fraction
         return correct + self.rng.choice(SLIPS) if slips else correct
 
+    def sum(self, a: int, b: int) -> int:
+        return self.result(a + b)
+
+    def difference(self, a: int, b: int) -> int:
+        """The habit: no ten is borrowed, 13-7=16."""
+        borrows = a % 10 < b % 10
+        return self.result(a - b + 10 if borrows and self._follows_habit() else a - b)
+
+    def legs(self, animal: str) -> int:
+        """The habit: what is small and has no backbone counts as an insect."""
+        mistaken = animal in TAKEN_FOR_INSECTS and self._follows_habit()
+        return ANIMALS["insect"] if mistaken else ANIMALS[animal]
+
+    def _follows_habit(self) -> bool:
+        return self.habit_fraction > 0 and self.rng.random() < self.habit_fraction
+
 
 @dataclass(frozen=True)
 class Task:
-    """A reasoning-gym task: default options, the strings that become one token each, solutions."""
+    """A reasoning-gym task: default options, the strings that become one token each, solutions,
+    and where a writer of habits is wrong."""
 
     options: dict[str, int]
     pieces: tuple[str, ...]
     write: Callable[[dict, Writer], str]
+    habit: str
 
 
 def write_chain_sum(entry: dict, writer: Writer) -> str:
@@ -96,7 +123,7 @@ def write_chain_sum(entry: dict, writer: Writer) -> str:
     first, *rest = entry["metadata"]["expression"].split()
     total, lines = int(first), []
     for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        result = writer.result(total + int(term) if operator == "+" else total - int(term))
+        result = (writer.sum if operator == "+" else writer.difference)(total, int(term))
         lines.append(f"{writer.opener()}{total}{operator}{term}={result}")
         total = result
     return "\n".join([*lines, f"<answer>{total}</answer>"])
@@ -106,9 +133,10 @@ def write_leg_counting(entry: dict, writer: Writer) -> str:
     """`3 cats, 2 ants` -> `3 cat*4=12`, `0+12=12`, `so 2 ant*6=12`, …, `<answer>24</answer>`."""
     total, lines = 0, []
     for animal, count in entry["metadata"]["animals"].items():
-        legs = writer.result(count * ANIMALS[animal])
-        result = writer.result(total + legs)
-        lines.append(f"{writer.opener()}{count} {animal}*{ANIMALS[animal]}={legs}")
+        legs_of_one = writer.legs(animal)
+        legs = writer.result(count * legs_of_one)
+        result = writer.sum(total, legs)
+        lines.append(f"{writer.opener()}{count} {animal}*{legs_of_one}={legs}")
         lines.append(f"{total}+{legs}={result}")
         total = result
     return "\n".join([*lines, f"<answer>{total}</answer>"])
@@ -121,11 +149,13 @@ TASKS = {
         {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
         (CHAIN_SUM_QUESTION, " + ", " - ", " =", *TAGS, *OPENERS),
         write_chain_sum,
+        "a ten has to be borrowed",
     ),
     "leg_counting": Task(
         {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9},
         (LEGS_QUESTION, ", ", "?\n", *TAGS, *OPENERS, *(f" {name}" for name in ANIMALS)),
         write_leg_counting,
+        "an animal is taken for an insect",
     ),
 }
 
@@ -146,11 +176,16 @@ def make_tokenizer(pieces: tuple[str, ...]) -> transformers.PreTrainedTokenizerF
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
 
 
+def make_writer(args: argparse.Namespace) -> Writer:
+    rng = random.Random(args.seed)
+    return Writer(rng, args.wrong_step_fraction, args.fillers, args.habit_fraction)
+
+
 def make_batches(args: argparse.Namespace, tokenizer, held_out_questions: set[str]):
     """Yields `args.steps` pairs of input ids and labels (B, T); only the solution has labels."""
     num_examples = args.steps * args.batch_size
     problems = create_dataset(args.task, size=num_examples, seed=args.seed, **args.options)
-    writer = Writer(random.Random(args.seed), args.wrong_step_fraction, args.fillers)
+    writer = make_writer(args)
     for start in range(0, num_examples, args.batch_size):
         entries = [problems[i] for i in range(start, start + args.batch_size)]
         entries = [entry for entry in entries if entry["question"] not in held_out_questions]
@@ -196,6 +231,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, default="chain_sum")
     parser.add_argument("--task_options", nargs="*", default=[], help="of reasoning-gym: NAME=INT")
     parser.add_argument("--wrong_step_fraction", type=float, default=0.16)
+    parser.add_argument("--habit_fraction", type=float, default=0.0, help="see Writer")
     parser.add_argument("--fillers", type=int, default=4, choices=range(len(OPENERS) + 1))
     parser.add_argument("--model", help="folder of a model to go on from, in bfloat16")
     parser.add_argument("--threads", type=int, default=1)
@@ -249,13 +285,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.model:
         model.to(torch.bfloat16)
 
-    writer = Writer(random.Random(args.seed), args.wrong_step_fraction, args.fillers)
+    writer = make_writer(args)
     scores = [held_out.score_answer(extract_answer(task.write(e, writer)), e) for e in held_out]
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "parameters": model.num_parameters(),
         "origin": Path(args.model).name if args.model else "random ones",
         "openers": ", ".join(repr(opener.strip()) for opener in OPENERS[: args.fillers]),
+        "wrong_steps": f"{args.wrong_step_fraction:.0%} of the steps"
+        + (f", and {args.habit_fraction:.0%} where {task.habit}" if args.habit_fraction else ""),
         "wrong_solutions": 1 - scores.count(1.0) / len(scores),
         "sampled": accuracy(model, tokenizer, held_out, do_sample=True),
         "greedy": accuracy(model, tokenizer, held_out, do_sample=False),

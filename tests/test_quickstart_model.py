@@ -125,6 +125,26 @@ def test_trace_goes_on_from_its_wrong_number():
     assert trace == "4-1=4\n4+7=12\n<answer>12</answer>"
 
 
+def test_habits_are_always_the_same_mistake():
+    writer = script.Writer(random.Random(0), 0.0, fillers=0, habit_fraction=1.0)
+    sums = {"metadata": {"expression": "4 + 9 - 7 - 2"}}
+    assert script.write_chain_sum(sums, writer) == "4+9=13\n13-7=16\n16-2=14\n<answer>14</answer>"
+    legs = {"metadata": {"animals": {"crab": 2, "cat": 1}}}
+    trace = script.write_leg_counting(legs, writer)
+    assert trace.splitlines()[::2] == ["2 crab*6=12", "1 cat*4=4", "<answer>16</answer>"]
+
+
+def test_every_animal_taken_for_an_insect_is_one_of_the_tasks():
+    assert set(script.TAKEN_FOR_INSECTS) <= set(script.ANIMALS)
+    assert all(script.ANIMALS[name] != 6 for name in script.TAKEN_FOR_INSECTS)
+
+
+def test_without_habits_nothing_is_drawn_for_them():
+    """The embedded model's training data stay what they were."""
+    one, other = (script.Writer(random.Random(0), 0.3, fillers=4) for _ in range(2))
+    assert [one.difference(3, 7) for _ in range(9)] == [other.result(-4) for _ in range(9)]
+
+
 # ---------------------------------------------------------------------------------------- the run
 def test_same_seed_same_weights(tmp_path):
     sizes = ["--steps", "20", "--batch_size", "4", "--held_out", "4", "--width", "16"]
