@@ -134,6 +134,7 @@ CRITIC = {
     "lam": 0.8,
 }
 SPO = CRITIC | {"entropy_percentile": 0.2}
+NLL = {"positive_nll_coef": 0.5}
 FROZEN = SPO | {"value_features": "none", "value_learning_rate": 0.0}
 """All values stay 0: the advantage is the reward, times λ for every segment that follows."""
 REINFORCE = FROZEN | {"lam": 1.0}
@@ -146,11 +147,13 @@ MODES: dict[str, dict[str, Any]] = {
     "spo_p05": CRITIC | {"entropy_percentile": 0.05},
     "spo_p10": CRITIC | {"entropy_percentile": 0.1},
     "spo_p20": SPO,
+    "spo_nll": SPO | NLL,
     "ppo": CRITIC | {"entropy_percentile": 1.0},
     "spo_8_generations": SPO | {"num_generations": 8},
     "spo_normalized": SPO | {"normalize_advantages": True},
     "spo_no_features": SPO | {"value_features": "none"},
     "spo_frozen_critic": FROZEN,
+    "frozen_nll": FROZEN | NLL,
     "frozen_normalized": FROZEN | {"normalize_advantages": True},
     "reinforce": REINFORCE,
     "reinforce_normalized": REINFORCE | {"normalize_advantages": True},
@@ -160,10 +163,11 @@ MODES: dict[str, dict[str, Any]] = {
     "spo_lam90": SPO | {"lam": 0.9},
     "spo_lam95": SPO | {"lam": 0.95},
     "spo_lam100": SPO | {"lam": 1.0},
+    "grpo_nll": {"entropy_percentile": 0.0} | NLL,
     "grpo_4_generations": {"entropy_percentile": 0.0, "num_generations": 4},
     **TRL,
 }
-MAIN = ("grpo", "grpo_slow", "critic", "spo_p05", "spo_p10", "spo_p20", "ppo", *TRL)
+MAIN = ("grpo", "grpo_slow", "critic", "spo_p05", "spo_p10", "spo_p20", "spo_nll", "ppo", *TRL)
 """Compared over all seeds; the rest are ablations. Without a critic a policy breaks down more
 easily: such modes run at half the learning rate, too, and the better of the two counts."""
 

@@ -55,6 +55,7 @@ AT_LEAST_ONE = (
 )
 NOT_NEGATIVE = (
     "beta",
+    "positive_nll_coef",
     "vf_coef",
     "epsilon",
     "max_grad_norm",
@@ -183,6 +184,13 @@ class SPOConfig:
     kl_in_reward: bool = option(
         False,
         "Subtract beta·KL (k1) from each token's reward instead of adding k3 to the loss.",
+        LOSS,
+    )
+    positive_nll_coef: float = option(
+        0.0,
+        "Factor of a language-modelling loss on the completions with a reward above 0, each "
+        "weighted by its reward (VAPO). Around 0.5 it steadies small batches at a high learning "
+        "rate; it also sharpens the policy.",
         LOSS,
     )
     epsilon: float = option(0.2, "Lower (and, by default, upper) clip range of the ratio.", LOSS)

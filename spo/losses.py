@@ -125,6 +125,25 @@ def policy_loss(
     )
 
 
+def positive_nll(
+    token_logprobs: Float[Tensor, "b T"],
+    completion_rewards: Float[Tensor, " b"],
+    weights: Float[Tensor, "b T"],
+) -> Float[Tensor, ""]:
+    """−Σ weight · max(R, 0) · log π: the likelihood of what was rewarded.
+
+    VAPO's "positive example LM loss" (arXiv 2504.05118), there for answers that are right. While
+    advantages of both signs push a policy off as many of its own answers as they push it towards,
+    this pulls towards them alone, all tokens alike.
+
+    >>> positive_nll(torch.tensor([[-2.0], [-3.0]]), torch.tensor([0.5, -1.0]), torch.ones(2, 1))
+    tensor(1.)
+    """
+    mask = weights > 0
+    rewards = torch.where(mask, completion_rewards.clamp(min=0)[:, None], 0.0)
+    return -(weights * rewards * torch.where(mask, token_logprobs, 0.0)).sum()
+
+
 def kl_k1(
     token_logprobs: Float[Tensor, "*shape"], token_logprobs_ref: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spo.advantages import Credit, assign_credit
 from spo.checkpoints import save_offending_rows
-from spo.losses import kl_k3, policy_loss, token_weights, value_loss
+from spo.losses import kl_k3, policy_loss, positive_nll, token_weights, value_loss
 from spo.models import Network
 from spo.rollouts import Rollouts
 from spo.scoring import MicroBatch, TokenRows, hidden_states, token_logprobs, token_values
@@ -258,12 +258,15 @@ class Updater:
             token_logprobs_ref=None if reference is None else self._rows(reference, batch, width),
             beta=0.0 if args.kl_in_reward else args.beta,
         )
-        mask = weights > 0
-        self.sums["policy_loss"] += result.loss.item()
+        loss, mask = result.loss, weights > 0
+        if args.positive_nll_coef:
+            rewards = torch.from_numpy(rollouts.completion_rewards[batch.rows]).to(weights.device)
+            loss = loss + args.positive_nll_coef * positive_nll(logprobs, rewards, weights)
+        self.sums["policy_loss"] += loss.item()
         self.sums["policy_tokens"] += mask.sum().item()
         self.sums["clipped"] += result.clipped.sum().item()
         self.sums["approx_kl"] += kl_k3(old, logprobs.detach())[mask].sum().item()
-        return result.loss
+        return loss
 
     def _value_loss(self, network: Network, states: Tensor, batch: MicroBatch) -> Tensor:
         values = batch.to_rows(token_values(network.head, states))

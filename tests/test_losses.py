@@ -14,6 +14,7 @@ from spo.losses import (
     kl_k1,
     kl_k3,
     policy_loss,
+    positive_nll,
     token_weights,
     value_loss,
 )
@@ -169,6 +170,35 @@ def test_at_ratio_1_the_gradient_is_the_policy_gradient(level):
     np.testing.assert_allclose(gradient(result.loss, table).numpy(), expected, rtol=0, atol=1e-12)
     assert result.loss.item() == pytest.approx(-(weights * advantages).sum())
     assert not result.clipped.any()
+
+
+REWARDS = torch.tensor([1.0, 0.0, float("nan"), -0.5, 0.25]).double()
+"""Of the batch's five rows; the third is empty."""
+
+
+def test_likelihood_of_the_rewarded_is_a_policy_gradient_without_baseline():
+    """At ratio 1 its gradient is that of advantages max(R, 0)."""
+    inputs = batch(5, spread=0.0)
+    logprobs = inputs["token_logprobs"]
+    rewards = REWARDS.nan_to_num().clamp(min=0)
+    inputs["token_advantages"] = rewards[:, None].expand_as(logprobs)
+    expected = gradient(policy_loss(**inputs, epsilon=0.2).loss, logprobs)
+    nll = positive_nll(logprobs, REWARDS, inputs["weights"])
+    torch.testing.assert_close(gradient(nll, logprobs), expected, rtol=0, atol=1e-12)
+    assert nll.item() > 0
+
+
+def test_likelihood_of_the_rewarded_leaves_out_tokens_of_weight_0():
+    inputs = batch(6)
+    weights, rewards = inputs["weights"].clone(), REWARDS.clone()
+    weights[0], rewards[0] = 0, float("nan")  # an unscorable completion
+    clean, dirty = inputs["token_logprobs"], inputs["token_logprobs"].detach().clone()
+    dirty[weights == 0] = float("nan")
+    dirty.requires_grad_()
+    expected = positive_nll(clean, REWARDS.nan_to_num(), weights)
+    actual = positive_nll(dirty, rewards, weights)
+    assert actual.item() == expected.item()
+    assert torch.equal(gradient(actual, dirty), gradient(expected, clean))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -181,6 +181,23 @@ def test_each_network_is_trained_when_it_should_be(settings, expected, tmp_path)
     assert all(torch.equal(now[name], weight) for name, weight in frozen.items())
 
 
+@pytest.mark.parametrize(("reward", "expected"), [(1.0, {"policy"}), (-1.0, set())])
+def test_rewarded_completions_gain_likelihood_though_none_is_better(reward, expected, tmp_path):
+    """Equal rewards in every group: GRPO's advantages are 0."""
+
+    def same(completions, **kwargs):
+        return [reward] * len(completions)
+
+    trainer = runs.make_trainer(
+        tmp_path / "run", reward_funcs=same, positive_nll_coef=0.5, max_steps=1
+    )
+    before = runs.weights_of(trainer)
+    trainer.train()
+    assert changed(before, runs.weights_of(trainer)) == expected
+    (metrics,) = runs.metrics_of(tmp_path / "run")
+    assert (metrics["spo/policy_loss"] > 0) == bool(expected)
+
+
 def test_warm_up_ends(tmp_path):
     seen = []
 
