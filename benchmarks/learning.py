@@ -175,6 +175,8 @@ MAIN = (
 )
 """Compared over all seeds; the rest are ablations. Without a critic a policy breaks down more
 easily: such modes run at half the learning rate, too, and the better of the two counts."""
+PLOTTED = tuple(mode for mode in MAIN if mode not in ("spo_p05", "spo_p10"))
+"""Few enough to tell their colours apart."""
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -421,7 +423,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="table and plot of what is there")
     options = parser.parse_args()
     if options.report:
-        return report(options.out, MAIN, options.out.parent)
+        return report(options.out, PLOTTED, options.out.parent)
 
     changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
     jobs = []
@@ -438,7 +440,7 @@ def main() -> None:
     with spawn.Pool(options.jobs, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(one, jobs, chunksize=1):
             pass
-    report(options.out, MAIN, options.out.parent)
+    report(options.out, PLOTTED, options.out.parent)
 
 
 if __name__ == "__main__":

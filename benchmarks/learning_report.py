@@ -160,21 +160,24 @@ def plot(tasks: dict[str, Runs], modes: tuple[str, ...], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        len(tasks), 2, figsize=(11, 3.6 * len(tasks)), squeeze=False, sharey="row"
+        len(tasks), 2, figsize=(11, 3.4 * len(tasks)), squeeze=False, sharey="row"
     )
+    lines = {}
     for row, (task, runs) in zip(axes, tasks.items(), strict=True):
-        for mode in (mode for mode in modes if mode in runs):
+        for number, mode in enumerate(modes):
+            if mode not in runs:
+                continue
             curves = np.stack([curve(run) for run in runs[mode].values()])
             middle = curves.mean(0)
             error = curves[..., 2].std(0, ddof=min(1, len(curves) - 1)) / math.sqrt(len(curves))
             for column, axis in enumerate(row):
-                (line,) = axis.plot(middle[:, column], middle[:, 2], label=mode)
-                low, high = middle[:, 2] - error, middle[:, 2] + error
-                axis.fill_between(middle[:, column], low, high, color=line.get_color(), alpha=0.12)
+                x, y, colour = middle[:, column], middle[:, 2], f"C{number}"
+                (lines[mode],) = axis.plot(x, y, color=colour)
+                axis.fill_between(x, y - error, y + error, color=colour, alpha=0.12)
         row[0].set(xlabel="sampled completions", ylabel=f"{task}: held-out accuracy")
         row[1].set(xlabel="CPU seconds of training")
-        row[0].legend(fontsize="small")
-    figure.tight_layout()
+    figure.legend(lines.values(), lines, loc="upper center", ncols=5)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.6 / figure.get_figheight()))
     figure.savefig(path, dpi=110)
 
 
