@@ -171,7 +171,8 @@ MODES: dict[str, dict[str, Any]] = {
 }
 MAIN = (
     *("grpo", "grpo_slow", "critic", "spo_p05", "spo_p10", "spo_p20", "spo_nll", "ppo"),
-    *("reinforce", *TRL),
+    "reinforce",
+    *TRL,
 )
 """Compared over all seeds; the rest are ablations. Without a critic a policy breaks down more
 easily: such modes run at half the learning rate, too, and the better of the two counts."""
