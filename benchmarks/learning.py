@@ -23,6 +23,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,8 @@ MODES: dict[str, dict[str, Any]] = {
     "spo_frozen_critic": FROZEN,
     "frozen_nll": FROZEN | NLL,
     "frozen_normalized": FROZEN | {"normalize_advantages": True},
+    "exact_values": FROZEN,
+    "exact_values_nll": FROZEN | NLL,
     "reinforce": REINFORCE,
     "reinforce_normalized": REINFORCE | {"normalize_advantages": True},
     "spo_value_mean": SPO | {"segment_value": "mean"},
@@ -169,6 +172,8 @@ MODES: dict[str, dict[str, Any]] = {
     "grpo_4_generations": {"entropy_percentile": 0.0, "num_generations": 4},
     **TRL,
 }
+EXACT = ("exact_values", "exact_values_nll")
+"""Their values are right, by benchmarks/exact_critic.py."""
 MAIN = (
     *("grpo", "grpo_slow", "critic", "spo_p05", "spo_p10", "spo_p20", "spo_nll", "ppo"),
     "reinforce",
@@ -192,7 +197,7 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
     warnings.filterwarnings("ignore")
     settings = task.settings | MODES[mode] | changes
     settings |= {"seed": seed, "max_steps": updates or task.updates, "eval_steps": task.eval_every}
-    train = _train_with_trl if mode in TRL else _train_with_spo
+    train = _train_with_trl if mode in TRL else partial(_train_with_spo, exact=mode in EXACT)
     begun = time.perf_counter()
     steps, evaluations, clock = train(task, settings)
     return {
@@ -230,7 +235,9 @@ SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_
           "grad_norm", "spo/approx_kl", "completions/mean_length")  # fmt: skip
 
 
-def _train_with_spo(task: Task, settings: dict[str, Any]):
+def _train_with_spo(task: Task, settings: dict[str, Any], exact: bool):
+    from exact_critic import ExactCriticTrainer
+
     from spo import SPOConfig, SPOTrainer
 
     train, held_out = problems(task, settings)
@@ -246,7 +253,7 @@ def _train_with_spo(task: Task, settings: dict[str, Any]):
             use_cpu=True,
             **settings,
         )
-        trainer = SPOTrainer(
+        trainer = (ExactCriticTrainer if exact else SPOTrainer)(
             model=str(task.base_folder),
             reward_funcs="reasoning_gym",
             args=args,

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reasoning_gym import create_dataset
+from reasoning_gym.utils import extract_answer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import breakdowns  # noqa: E402
+import exact_critic  # noqa: E402
 import gradients  # noqa: E402
 import learning_report  # noqa: E402
 
@@ -82,7 +85,7 @@ def test_paired_test(differences, p):
 
 
 def test_two_updates_of_every_kind_of_run_end_in_a_table_and_a_plot(tmp_path):
-    modes = ["grpo", "spo_p20"]
+    modes = ["grpo", "spo_p20", "exact_values"]
     try:
         import trl  # noqa: F401
 
@@ -130,3 +133,30 @@ def test_signal_to_noise_and_cosine_of_gradients_that_are_known():
 )
 def test_first_mistake(solution, mistake):
     assert breakdowns.first_mistake("4 - 1 + 7", solution) == mistake
+
+
+LINES = ["4-1=3", "3+7=10", "<answer>10</answer>"]
+
+
+@pytest.mark.parametrize(
+    ("solution", "ends", "wrong_at"),
+    [
+        ("4-1=3\nso 3+7=10\n<answer>10</answer>", [5, 15, 35], None),
+        ("4-1=3\n3+7=9\n<answer>9</answer>", [5], 10),
+        ("4-1=3\n3+7=100\n<answer>10</answer>", [5], 12),  # a character too many
+        ("4-1=3\n3+7=1\n<answer>10</answer>", [5], 11),  # one too few: the line break is wrong
+        ("4-1=3\n3+7=10", [5, 12], 12),
+        ("4-1=3\n3+7=10\n<answer>10</answer>\n", [5, 12, 32], 32),
+        ("", [], 0),
+    ],
+)
+def test_where_a_solution_goes_wrong(solution, ends, wrong_at):
+    assert exact_critic.progress(LINES, solution) == (ends, wrong_at)
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "leg_counting"])
+def test_the_right_lines_of_a_task_are_worth_the_full_reward(task):
+    problems = create_dataset(task, size=20, seed=3)
+    for entry in problems:
+        answer = extract_answer("\n".join(exact_critic.right_lines(task, entry)))
+        assert problems.score_answer(answer, entry) == 1.0
