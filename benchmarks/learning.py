@@ -138,6 +138,8 @@ CRITIC = {
 }
 SPO = CRITIC | {"entropy_percentile": 0.2}
 NLL = {"positive_nll_coef": 0.5}
+PATH = SPO | {"value_model_path": None}
+"""The critic is the regression on surprisal features alone."""
 FROZEN = SPO | {"value_features": "none", "value_learning_rate": 0.0}
 """All values stay 0: the advantage is the reward, times λ for every segment that follows."""
 REINFORCE = FROZEN | {"lam": 1.0}
@@ -151,6 +153,8 @@ MODES: dict[str, dict[str, Any]] = {
     "spo_p10": CRITIC | {"entropy_percentile": 0.1},
     "spo_p20": SPO,
     "spo_nll": SPO | NLL,
+    "path": PATH,
+    "path_nll": PATH | NLL,
     "ppo": CRITIC | {"entropy_percentile": 1.0},
     "spo_8_generations": SPO | {"num_generations": 8},
     "spo_normalized": SPO | {"normalize_advantages": True},

@@ -68,6 +68,7 @@ def steps(shape: dict[str, int], num_steps: int, rows: int = 8) -> list[dict[str
     rows = min(rows, shape["completions"])
     args = {
         "value_model_path": "policy",
+        "value_features": "surprisal",
         "num_generations": 8,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": shape["completions"] // rows,

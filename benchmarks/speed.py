@@ -1,4 +1,4 @@
-"""A step of SPO with a critic, of its GRPO mode and of TRL's GRPOTrainer, in turns.
+"""A step of SPO with either critic, of its GRPO mode and of TRL's GRPOTrainer, in turns.
 
     python benchmarks/speed.py --model models/SmolLM2-135M-Instruct
     python benchmarks/speed.py --model assets/quickstart --full --completions 64
@@ -18,7 +18,12 @@ from typing import Any
 
 from common import GIB, RESULTS, MemoryMeter, in_fresh_process, ratios, spread, write_result
 
-VARIANTS = ("spo", "grpo", "trl")
+OURS: dict[str, dict[str, Any]] = {
+    "spo": {"value_model_path": "policy", "value_features": "surprisal"},
+    "spo_path": {"value_features": "surprisal"},
+    "grpo": {},
+}
+VARIANTS = (*OURS, "trl")
 
 
 def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -94,8 +99,7 @@ def adapter(options: argparse.Namespace):
 def _run_spo(variant: str, options: argparse.Namespace, folder: str) -> list[dict[str, float]]:
     model, tokenizer, dataset = model_and_prompts(options)
     tokenizer.eos_token = tokenizer.pad_token = options.unreachable_token
-    critic = "policy" if variant == "spo" else None
-    args = settings(options) | {"value_model_path": critic}
+    args = settings(options) | OURS[variant]
     metrics = train_spo(folder, model, tokenizer, dataset, args, adapter(options))
     return [{name: m[f"time/{name}"] for name in ("generate", "score", "update")} for m in metrics]
 
@@ -112,7 +116,6 @@ def train_spo(
         reward_funcs=some_reward,
         args=SPOConfig(
             output_dir=folder,
-            value_features="surprisal",
             save_rollouts_steps=0,
             log_completions=False,
             **args,
@@ -194,7 +197,7 @@ def summarise(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         }
         for name, of_one in rows.items()
     }
-    for ours in ("spo", "grpo"):
+    for ours in OURS:
         if ours in rows and "trl" in rows:
             summary[f"{ours}_over_trl"] = {
                 "seconds": ratios(seconds, ours, "trl"),

@@ -193,7 +193,12 @@ def speed() -> str:
         "generate | score | update | peak memory |",
         "|---|---|---|---|---|---|",
     ]
-    names = {"spo": "SPO with critic", "grpo": "SPO without (GRPO mode)", "trl": "TRL GRPOTrainer"}
+    names = {
+        "spo": "SPO, critic network",
+        "spo_path": "SPO, critic of features",
+        "grpo": "SPO without (GRPO mode)",
+        "trl": "TRL GRPOTrainer",
+    }
     for key, name in names.items():
         row = summary[key]
         phases = " | ".join(f"{row['phases'][p]['median']:.1f}" for p in row["phases"])
@@ -201,12 +206,12 @@ def speed() -> str:
             f"| {name} | {row['seconds']['median']:.1f} | {phases} | "
             f"{row['peak_gib']['median']:.1f} GiB |"
         )
-    ratio = summary["spo_over_trl"]
-    lines += [
-        "",
-        f"SPO with its critic over TRL, pair by pair: {_spread(ratio['seconds'])} of the time, "
-        f"{_spread(ratio['peak'])} of the memory (least, median, most). {_source(result)}",
-    ]
+    over_trl = {names[key]: summary[f"{key}_over_trl"] for key in ("spo", "spo_path")}
+    ratios = "; ".join(
+        f"{name} {_spread(ratio['seconds'])} of the time, {_spread(ratio['peak'])} of the memory"
+        for name, ratio in over_trl.items()
+    )
+    lines += ["", f"Over TRL, pair by pair (least, median, most): {ratios}. {_source(result)}"]
     return "\n".join(lines)
 
 

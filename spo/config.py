@@ -134,7 +134,7 @@ class SPOConfig:
         None,
         "Critic: 'policy' (the policy's own weights with a new zero head; under LoRA the same "
         "frozen base with a second adapter), or a path or hub id of a sequence-classification / "
-        "reward checkpoint with one label. None: no critic.",
+        "reward checkpoint with one label. None: no network.",
         CRITIC,
     )
     value_use_peft: bool = option(
@@ -170,7 +170,8 @@ class SPOConfig:
     value_features: Literal["none", "surprisal"] = option(
         "none",
         "'surprisal': add what a small regression, refitted to every rollout batch, makes of how "
-        "unlikely the path so far was: known before the token, so the gradient stays unbiased.",
+        "unlikely the path so far was: known before the token, so the gradient stays unbiased. "
+        "Without value_model_path it is the whole critic, and costs next to nothing.",
         CRITIC,
     )
     lam_critic: float = option(
@@ -391,9 +392,18 @@ class SPOConfig:
         return 4 if self.reward_load_in_4bit else 8 if self.reward_load_in_8bit else None
 
     @property
-    def wants_critic(self) -> bool:
-        """A critic is named here; one given as an object to SPOTrainer counts as well."""
+    def wants_value_network(self) -> bool:
+        """A critic network is named here; one given as an object to SPOTrainer counts as well."""
         return self.use_value_network and self.value_model_path is not None
+
+    @property
+    def wants_path_value(self) -> bool:
+        """The features of the path have a part in the value, or are all there is to it."""
+        return self.use_value_network and self.value_features == "surprisal"
+
+    @property
+    def wants_critic(self) -> bool:
+        return self.wants_value_network or self.wants_path_value
 
     def rollout_batch_size(self, num_processes: int = 1) -> int:
         """Completions in one rollout batch over all processes."""

@@ -120,7 +120,7 @@ def estimate_memory(
     bits: int | None = None,
     nested: bool = False,
     weight_dtype: torch.dtype | None = None,
-    has_critic: bool | None = None,
+    has_value_network: bool | None = None,
 ) -> MemoryEstimate:
     """Predict the peak of one process.
 
@@ -130,9 +130,10 @@ def estimate_memory(
         peft_config: the LoRA settings, None for full fine-tuning.
         bits: 4 or 8 for a quantised base; `nested`: 4-bit with double quantisation.
         weight_dtype: of a base that is not quantised; None: as SPOTrainer chooses.
-        has_critic: None: as `args` says.
+        has_value_network: None: as `args` says.
     """
-    has_critic = args.wants_critic if has_critic is None else has_critic
+    if has_value_network is None:
+        has_value_network = args.wants_value_network
     half = args.mixed_precision != "no"
     frozen = peft_config is not None
     compute = 2 if half else 4
@@ -143,13 +144,13 @@ def estimate_memory(
         model = get_peft_model(model, copy.deepcopy(peft_config))
     trained = sum(p.numel() for p in trainable_parameters(model))
     networks = 1.0
-    if has_critic:
+    if has_value_network:
         num_layers = model_config.get_text_config().num_hidden_layers
         networks += len(args.critic_layers(num_layers)) / num_layers if frozen else 1
 
     extra = 0.0
     if not frozen:  # a reference and a critic of their own
-        extra = base_weights * ((args.beta > 0) + has_critic)
+        extra = base_weights * ((args.beta > 0) + has_value_network)
         if half:  # autocast keeps a 16-bit copy of one network's weights during its pass
             extra += trained * 2
     length = prompt_length + args.max_completion_length

@@ -35,7 +35,7 @@ def model_card(trainer: "SPOTrainer") -> str:
         f"{trainer.state.global_step} steps.",
         "",
         *(f"- {key.replace('_', ' ')}: {value}" for key, value in details.items() if value),
-        f"- critic: {'in `critic/`' if trainer.critic else 'none (group-relative advantages)'}",
+        f"- critic: {_critic(trainer)}",
         "",
     ]
     evaluations = trainer.reporter.evaluations
@@ -50,6 +50,12 @@ def model_card(trainer: "SPOTrainer") -> str:
     settings = "\n".join(f"{key}: {value}" for key, value in trainer.args.to_dict().items())
     lines += ["## Configuration", "", "```yaml", settings, "```", "", "## Sources", "", CITATIONS]
     return "\n".join(lines)
+
+
+def _critic(trainer: "SPOTrainer") -> str:
+    if trainer.critic is not None:
+        return "in `critic/`"
+    return "the path's features alone" if trainer.has_critic else "none (group-relative advantages)"
 
 
 def _base_model(name: str | None) -> list[str]:

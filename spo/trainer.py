@@ -90,8 +90,11 @@ class SPOTrainer:
         set_seed(self.args.seed)
         self.rollout_func = rollout_func
         value_model = value_model if value_model is not None else self.args.value_model_path
-        has_critic = value_model is not None and self.args.use_value_network
-        self.args.check_batches(self.accelerator.num_processes, has_critic)
+        if not self.args.use_value_network:
+            value_model = None
+        self.path_value = PathValue() if self.args.wants_path_value else None
+        self.has_critic = value_model is not None or self.path_value is not None
+        self.args.check_batches(self.accelerator.num_processes, self.has_critic)
 
         self.processing_class = resolve_tokenizer(model, processing_class)
         self.train_dataset = self._prepare(train_dataset, "train_dataset")
@@ -102,18 +105,15 @@ class SPOTrainer:
         self.output_dir = checkpoints.prepare_output_dir(self.args, self.accelerator)
         self.policy, self.reference, self.critic = models.build_networks(
             model,
-            value_model if has_critic else None,
+            value_model,
             self.args,
             self.processing_class,
             self.accelerator.device,
             peft_config,
             quantization_config,
         )
-        self.path_value = None
-        if self.critic is not None and self.args.value_features == "surprisal":
-            self.path_value = PathValue()
-            if isinstance(value_model, str):
-                self.path_value.load(Path(value_model))
+        if self.path_value is not None and isinstance(value_model, str):
+            self.path_value.load(Path(value_model))
         self._plan_steps()
         self._build_optimizers(*optimizers)
         self.callbacks = Callbacks(callbacks or [], self)

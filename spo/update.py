@@ -60,14 +60,14 @@ class Updater:
         """Take up a scored rollout batch -> the same with all that goes into its values."""
         self._take_up(step, rollouts)
         self._check_finite()
-        if self.trainer.critic is None:
+        if not self.trainer.has_critic:
             return rollouts
-        path_value = self.trainer.path_value
-        if path_value is not None:
-            self.path_values = path_value.predict(rollouts)
+        if self.trainer.path_value is not None:
+            self.path_values = self.trainer.path_value.predict(rollouts)
         if self.critic_comes_first:
             self._train_critic_first()
-        self.network_values = self.rollouts.token_values
+        if self.trainer.critic is not None:
+            self.network_values = self.rollouts.token_values
         values = self.network_values + self.path_values
         self.rollouts = replace(self.rollouts, token_values=values)
         return self.rollouts
@@ -104,7 +104,7 @@ class Updater:
         self.token_rows = TokenRows(
             rollouts.prompt_ids, rollouts.ragged_token_ids, self.args.share_prompts
         )
-        self.path_values = np.zeros(self.mask.shape, np.float32)
+        self.path_values = self.network_values = np.zeros(self.mask.shape, np.float32)
         self.sums: dict[str, float] = defaultdict(float)
         self.num_updates = 0
         self.num_policy_updates = 0
@@ -148,7 +148,7 @@ class Updater:
         self.value_weights = self._weights(rows, "dapo")
 
         updated = {}
-        if self.step > self.args.value_warmup_steps or trainer.critic is None:
+        if self.step > self.args.value_warmup_steps or not trainer.has_critic:
             self._accumulate(trainer.policy, mine, self._policy_loss)
             updated["grad_norm"] = (trainer.policy, self.args.max_grad_norm)
             self.num_policy_updates += 1

@@ -25,7 +25,7 @@ CASES = [  # arguments, block of the README, what the block has to say
         f"speed.py --model {QUICKSTART_MODEL} --full --unreachable_token <pad> --threads 1 "
         "--completions 16 --length 24 --repetitions 1 --name speed_smollm2 --out",
         "speed",
-        r"SPO with critic \| \d",
+        r"critic of features \| \d",
     ),
     (
         "gradients.py --task smoke --batch_size 16 --batches 2 --warm_up 1 --out",

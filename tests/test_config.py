@@ -204,6 +204,8 @@ def test_mixed_precision(settings, mixed_precision):
         ({}, False),
         ({"value_model_path": "policy"}, True),
         ({"value_model_path": "policy", "use_value_network": False}, False),
+        ({"value_features": "surprisal"}, True),
+        ({"value_features": "surprisal", "use_value_network": False}, False),
     ],
 )
 def test_a_critic_is_wanted_where_one_is_named(settings, wanted):

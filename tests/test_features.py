@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from tiny_runs import make_trainer
 
 from spo.features import MAX_SURPRISAL, NUM_FEATURES, PathValue, surprisal_features
@@ -90,3 +91,43 @@ def test_it_is_saved_beside_the_critic_and_found_again(run, tmp_path):
     assert again.path_value.products.any()
     for name, sums in trainer.path_value.state().items():
         assert sums.equal(again.path_value.state()[name])
+
+
+def test_alone_it_trains_as_beside_a_network_that_says_nothing(tmp_path):
+    """A critic network whose zero head never learns adds 0 to every value."""
+    settings = {"value_features": "surprisal", "num_generations": 1, "max_steps": 3}
+    alone = make_trainer(tmp_path / "alone", **settings)
+    beside = make_trainer(
+        tmp_path / "beside", value_model="policy", value_learning_rate=0.0, **settings
+    )
+    metrics = alone.train()
+    beside.train()
+    assert alone.critic is None
+    assert "spo/value_loss" not in metrics
+    assert metrics["spo/value_mean"] != 0
+    for ours, theirs in zip(alone.policy.parameters, beside.policy.parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for name, sums in alone.path_value.state().items():
+        assert sums.equal(beside.path_value.state()[name])
+    assert "the path's features alone" in (tmp_path / "alone" / "README.md").read_text()
+
+
+def test_alone_it_is_fitted_before_the_policy_moves_and_resumes(tmp_path):
+    settings = {"value_features": "surprisal", "save_steps": 2, "max_steps": 4}
+    trainer = make_trainer(tmp_path / "run", value_warmup_steps=2, **settings)
+    before = [p.detach().clone() for p in trainer.policy.parameters]
+    trainer.max_steps = 2
+    trainer.train()
+    assert trainer.path_value.products.any()
+    assert all(map(torch.equal, before, trainer.policy.parameters))
+    again = make_trainer(
+        tmp_path / "run", value_warmup_steps=2, resume_from_checkpoint="latest", **settings
+    )
+    again.train()
+    assert not all(map(torch.equal, before, again.policy.parameters))
+
+
+def test_without_a_value_network_there_are_no_features_either(tmp_path):
+    trainer = make_trainer(tmp_path, value_features="surprisal", use_value_network=False)
+    assert trainer.path_value is None
+    assert not trainer.has_critic
