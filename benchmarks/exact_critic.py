@@ -73,7 +73,7 @@ class ExactCriticTrainer(SPOTrainer):
         for row, (task, entry) in enumerate(zip(problems["task"], problems["entry"], strict=True)):
             right = right_lines(task, json.loads(entry))
             ends, wrong_at = progress(right, rollouts.completions[row])
-            starts = np.concatenate([[0], rollouts.token_ends[row, :-1]])  # all is ASCII
+            starts = np.concatenate([[0], rollouts.token_ends[row, :-1]])  # ASCII up to there
             left = 1 - np.searchsorted(ends, starts, side="right") / len(right)
             lost = starts > (np.inf if wrong_at is None else wrong_at)
             values[row] = np.where(lost, 0.0, max(self.success_rate, 0.02) ** left)

@@ -401,10 +401,6 @@ class SPOConfig:
         """The features of the path have a part in the value, or are all there is to it."""
         return self.use_value_network and self.value_features == "surprisal"
 
-    @property
-    def wants_critic(self) -> bool:
-        return self.wants_value_network or self.wants_path_value
-
     def rollout_batch_size(self, num_processes: int = 1) -> int:
         """Completions in one rollout batch over all processes."""
         if self.generation_batch_size is not None:

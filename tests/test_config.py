@@ -199,17 +199,18 @@ def test_mixed_precision(settings, mixed_precision):
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
+    ("settings", "network", "path"),
     [
-        ({}, False),
-        ({"value_model_path": "policy"}, True),
-        ({"value_model_path": "policy", "use_value_network": False}, False),
-        ({"value_features": "surprisal"}, True),
-        ({"value_features": "surprisal", "use_value_network": False}, False),
+        ({}, False, False),
+        ({"value_model_path": "policy"}, True, False),
+        ({"value_model_path": "policy", "use_value_network": False}, False, False),
+        ({"value_features": "surprisal"}, False, True),
+        ({"value_features": "surprisal", "use_value_network": False}, False, False),
     ],
 )
-def test_a_critic_is_wanted_where_one_is_named(settings, wanted):
-    assert SPOConfig(**settings).wants_critic is wanted
+def test_a_critic_is_wanted_where_one_is_named(settings, network, path):
+    config = SPOConfig(**settings)
+    assert (config.wants_value_network, config.wants_path_value) == (network, path)
 
 
 @pytest.mark.parametrize(
