@@ -173,6 +173,7 @@ MODES: dict[str, dict[str, Any]] = {
     "spo_lam95": SPO | {"lam": 0.95},
     "spo_lam100": SPO | {"lam": 1.0},
     "grpo_nll": {"entropy_percentile": 0.0} | NLL,
+    "grpo_nll_slow": {"entropy_percentile": 0.0, "learning_rate": 2e-4} | NLL,
     "grpo_4_generations": {"entropy_percentile": 0.0, "num_generations": 4},
     **TRL,
 }
