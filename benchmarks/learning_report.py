@@ -142,6 +142,18 @@ def _explained(run: dict[str, Any]) -> list[float | None]:
     return run["steps"].get("spo/explained_variance", [])
 
 
+def explained_curve(runs: dict[int, dict]) -> np.ndarray | None:
+    """Columns samples, explained variance of the critic: means over every seed and each tenth of
+    the run. None where no value was ever learned."""
+    series = [np.array(_explained(run), float) for run in runs.values() if any(_explained(run))]
+    if not series:
+        return None
+    parts = np.array_split(np.stack(series), min(10, len(series[0])), axis=1)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    samples = next(iter(runs.values()))["samples_per_update"] * ends
+    return np.column_stack([samples, [np.nanmean(part) for part in parts]])
+
+
 def _standard_error(values: list[float]) -> float | None:
     if len(values) < 2:
         return None
@@ -153,30 +165,35 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
 
 
 def plot(tasks: dict[str, Runs], modes: tuple[str, ...], path: Path) -> None:
-    """Mean held-out accuracy with its standard error, against samples and CPU seconds."""
+    """Mean held-out accuracy with its standard error, against samples and CPU seconds, and the
+    explained variance of the critic against samples."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        len(tasks), 2, figsize=(11, 3.4 * len(tasks)), squeeze=False, sharey="row"
-    )
+    figure, axes = plt.subplots(len(tasks), 3, figsize=(14, 3.4 * len(tasks)), squeeze=False)
     lines = {}
     for row, (task, runs) in zip(axes, tasks.items(), strict=True):
         for number, mode in enumerate(modes):
             if mode not in runs:
                 continue
+            colour = f"C{number}"
             curves = np.stack([curve(run) for run in runs[mode].values()])
             middle = curves.mean(0)
             error = curves[..., 2].std(0, ddof=min(1, len(curves) - 1)) / math.sqrt(len(curves))
-            for column, axis in enumerate(row):
-                x, y, colour = middle[:, column], middle[:, 2], f"C{number}"
+            for column, axis in enumerate(row[:2]):
+                x, y = middle[:, column], middle[:, 2]
                 (lines[mode],) = axis.plot(x, y, color=colour)
                 axis.fill_between(x, y - error, y + error, color=colour, alpha=0.12)
+            explained = explained_curve(runs[mode])
+            if explained is not None:
+                row[2].plot(*explained.T, color=colour)
+        row[1].sharey(row[0])
         row[0].set(xlabel="sampled completions", ylabel=f"{task}: held-out accuracy")
         row[1].set(xlabel="CPU seconds of training")
-    figure.legend(lines.values(), lines, loc="upper center", ncols=5)
+        row[2].set(xlabel="sampled completions", ylabel="explained variance", ylim=(-0.2, 0.6))
+    figure.legend(lines.values(), lines, loc="upper center", ncols=6)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.6 / figure.get_figheight()))
     figure.savefig(path, dpi=110)
 

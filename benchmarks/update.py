@@ -40,7 +40,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from spo.loading import lora_config
 from spo.losses import policy_loss, token_weights
-from spo.models import Network, build_policy
+from spo.models import Network, build_policy, leave_inputs_in_16_bits
 from spo.scoring import TokenRows, hidden_states, token_logprobs
 
 PRODUCTS = 10
@@ -120,6 +120,8 @@ def load_network(args: argparse.Namespace) -> Network:
     else:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
     network = build_policy(model, lora_config(r=8, alpha=16))
+    if args.dtype == "bfloat16":
+        leave_inputs_in_16_bits(network.model)
     for name, parameter in network.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)

@@ -167,11 +167,12 @@ class SPOConfig:
     cliprange_value: float | None = option(
         None, "Clip range of the value around its rollout value (PPO); None: not clipped.", CRITIC
     )
-    value_features: Literal["none", "surprisal"] = option(
-        "none",
+    value_features: Literal["auto", "none", "surprisal"] = option(
+        "auto",
         "'surprisal': add what a small regression, refitted to every rollout batch, makes of how "
         "unlikely the path so far was: known before the token, so the gradient stays unbiased. "
-        "Without value_model_path it is the whole critic, and costs next to nothing.",
+        "Without value_model_path it is the whole critic, and costs next to nothing. 'auto': with "
+        "a critic network, not without.",
         CRITIC,
     )
     lam_critic: float = option(
@@ -396,9 +397,10 @@ class SPOConfig:
         """A critic network is named here; one given as an object to SPOTrainer counts as well."""
         return self.use_value_network and self.value_model_path is not None
 
-    @property
-    def wants_path_value(self) -> bool:
+    def wants_path_value(self, has_value_network: bool) -> bool:
         """The features of the path have a part in the value, or are all there is to it."""
+        if self.value_features == "auto":
+            return has_value_network
         return self.use_value_network and self.value_features == "surprisal"
 
     def rollout_batch_size(self, num_processes: int = 1) -> int:

@@ -273,6 +273,7 @@ def _layer_working_set(model, args: SPOConfig, tokens: int, bits: int | None) ->
 
 
 def _logits_bytes(config: PreTrainedConfig, args: SPOConfig, itemsize: int) -> float:
-    """The logits of one chunk of tokens: 16 bits, float32, scaled, and their softmax."""
+    """The logits of one chunk of tokens in float32, their softmax in the same memory, and either
+    of them in the type of the products."""
     vocab_size = config.get_text_config().vocab_size
-    return args.logits_chunk_size * vocab_size * (2 * itemsize + 2 * 4)
+    return args.logits_chunk_size * vocab_size * (4 + itemsize)

@@ -294,14 +294,13 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = states.new_empty(len(states), dtype=_wide(states))
         states_grad = torch.empty_like(states) if needs_states else None
         for chunk in _chunks(len(states), chunk_size):
-            logits = _logits(states[chunk], weight, bias, temperature)
-            log_normalizer = logits.logsumexp(-1, keepdim=True)
-            chosen = logits.gather(-1, targets[chunk, None])
-            logprobs[chunk] = (chosen - log_normalizer).squeeze(-1)
+            logprobs[chunk], probs = _logprobs_and_softmax(
+                _logits(states[chunk], weight, bias, temperature), targets[chunk]
+            )
             if needs_states:
-                probs = logits.sub_(log_normalizer).exp_().to(weight.dtype)
-                direction = weight[targets[chunk]] - probs @ weight
+                direction = weight[targets[chunk]] - probs.to(weight.dtype) @ weight
                 states_grad[chunk] = (direction / temperature).to(states.dtype)
+            del probs  # one chunk's logits at a time
         if needs_weight or needs_bias:
             ctx.save_for_backward(states_grad, states, weight, bias, targets)
         else:
@@ -317,7 +316,7 @@ class _TokenLogprobs(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias, dtype=_wide(bias)) if needs_bias else None
         for chunk in _chunks(len(grad), ctx.chunk_size) if needs_weight or needs_bias else ():
             logits = _logits(states[chunk], weight, bias, ctx.temperature)
-            logits_grad = logits.softmax(-1).neg_()
+            logits_grad = _logprobs_and_softmax(logits, targets[chunk])[1].neg_()
             index = targets[chunk, None]
             logits_grad.scatter_add_(1, index, torch.ones_like(index, dtype=logits.dtype))
             logits_grad *= (grad[chunk] / ctx.temperature)[:, None]
@@ -325,6 +324,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 weight_grad += logits_grad.to(weight.dtype).T @ states[chunk]
             if needs_bias:
                 bias_grad += logits_grad.sum(0)
+            del logits, logits_grad
         states_grad = (
             states_grad * grad[:, None].to(states_grad.dtype) if ctx.needs_input_grad[0] else None
         )
@@ -391,7 +391,16 @@ def _compute_inputs(states: Tensor, lm_head: nn.Module):
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     logits = nn.functional.linear(states, weight, bias)
-    return logits.to(_wide(logits)) / temperature
+    return logits.to(_wide(logits)).div_(temperature)
+
+
+def _logprobs_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs of the targets, (n,), and the softmax, (n, V), in the memory of the logits."""
+    chosen = logits.gather(-1, targets[:, None])
+    highest = logits.amax(-1, keepdim=True)
+    exponentials = logits.sub_(highest).exp_()
+    total = exponentials.sum(-1, keepdim=True)
+    return (chosen - highest - total.log()).squeeze(-1), exponentials.div_(total)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -92,7 +92,8 @@ class SPOTrainer:
         value_model = value_model if value_model is not None else self.args.value_model_path
         if not self.args.use_value_network:
             value_model = None
-        self.path_value = PathValue() if self.args.wants_path_value else None
+        wants_path_value = self.args.wants_path_value(has_value_network=value_model is not None)
+        self.path_value = PathValue() if wants_path_value else None
         self.has_critic = value_model is not None or self.path_value is not None
         self.args.check_batches(self.accelerator.num_processes, self.has_critic)
 

@@ -202,7 +202,8 @@ def test_mixed_precision(settings, mixed_precision):
     ("settings", "network", "path"),
     [
         ({}, False, False),
-        ({"value_model_path": "policy"}, True, False),
+        ({"value_model_path": "policy"}, True, True),
+        ({"value_model_path": "policy", "value_features": "none"}, True, False),
         ({"value_model_path": "policy", "use_value_network": False}, False, False),
         ({"value_features": "surprisal"}, False, True),
         ({"value_features": "surprisal", "use_value_network": False}, False, False),
@@ -210,7 +211,8 @@ def test_mixed_precision(settings, mixed_precision):
 )
 def test_a_critic_is_wanted_where_one_is_named(settings, network, path):
     config = SPOConfig(**settings)
-    assert (config.wants_value_network, config.wants_path_value) == (network, path)
+    assert config.wants_value_network == network
+    assert config.wants_path_value(has_value_network=network) == path
 
 
 @pytest.mark.parametrize(
