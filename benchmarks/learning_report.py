@@ -16,6 +16,8 @@ import numpy as np
 from common import write_result
 
 GRPO, TRL = ("grpo", "grpo_slow"), ("trl_grpo", "trl_grpo_slow")
+SPO = "spo_p20"
+"""Its ablations change one thing of it."""
 Runs = dict[str, dict[int, dict[str, Any]]]
 """By mode and seed."""
 
@@ -89,6 +91,16 @@ def paired_test(differences: list[float]) -> dict[str, float | None]:
     return {"mean": round(mean, 4), "standard_error": round(error, 4), "p": round(p, 4)}
 
 
+def difference(ours: dict[int, dict], theirs: dict[int, dict]) -> dict[str, Any] | None:
+    """Accuracy averaged over training, less theirs, over the seeds of both; None without any."""
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return None
+    means = [[curve(runs[seed])[1:, 2].mean() for seed in seeds] for runs in (ours, theirs)]
+    differences = [float(a - b) for a, b in zip(*means, strict=True)]
+    return {"seeds": len(seeds)} | paired_test(differences)
+
+
 def better_of(runs: Runs, modes: tuple[str, ...]) -> str:
     """The mode that ends higher, of those that ran."""
     there = [mode for mode in modes if runs.get(mode)]
@@ -97,7 +109,7 @@ def better_of(runs: Runs, modes: tuple[str, ...]) -> str:
 
 def summarise(runs: Runs) -> list[dict[str, Any]]:
     """A row per mode: final accuracy, samples and seconds to GRPO mode's final accuracy, the paired
-    difference of the accuracy averaged over training, and the accuracy when TRL's time is up."""
+    differences of the accuracy averaged over training, and the accuracy when TRL's time is up."""
     rows = []
     trl = curve_of_all(runs.get(better_of(runs, TRL)))
     base_mode = better_of(runs, GRPO)
@@ -108,10 +120,6 @@ def summarise(runs: Runs) -> list[dict[str, Any]]:
         ours, base = mean_curve(of_mode, seeds), mean_curve(runs[base_mode], seeds)
         target = float(base[-1, 2])
         finals = [curve(of_mode[seed])[-1, 2] for seed in seeds]
-        differences = [
-            float(curve(of_mode[s])[1:, 2].mean() - curve(runs[base_mode][s])[1:, 2].mean())
-            for s in seeds
-        ]
         samples, base_samples = (first_reached(c, target, 0) for c in (ours, base))
         seconds, base_seconds = (first_reached(c, target, 1) for c in (ours, base))
         explained = [
@@ -126,7 +134,8 @@ def summarise(runs: Runs) -> list[dict[str, Any]]:
                 "final_accuracy": round(statistics.fmean(finals), 4),
                 "final_standard_error": _standard_error(finals),
                 "baseline": base_mode,
-                "against_grpo": paired_test(differences),
+                "against_grpo": difference(of_mode, runs[base_mode]),
+                "against_spo": difference(of_mode, runs.get(SPO, {})),
                 "target": round(target, 4),
                 "samples_ratio": _ratio(samples, base_samples),
                 "seconds_ratio": _ratio(seconds, base_seconds),

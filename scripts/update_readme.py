@@ -121,6 +121,46 @@ def learning() -> str:
     )
 
 
+CHOICES = {
+    "spo_value_mean": "`segment_value: mean`",
+    "spo_value_last": "`segment_value: last`",
+    "spo_token_level": "`advantage_level: token`",
+    "spo_lam90": "`lam: 0.9`",
+    "spo_lam95": "`lam: 0.95`",
+    "spo_lam100": "`lam: 1.0`",
+    "spo_normalized": "`normalize_advantages: true`",
+    "spo_no_features": "`value_features: none`",
+    "spo_8_generations": "`num_generations: 8`",
+}
+"""Modes of benchmarks/learning.py that change one thing of `spo_p20`."""
+
+
+def choices() -> str:
+    """What changing one thing of SPO does to its accuracy."""
+    tasks = _result("learning")["tasks"]
+    found = {
+        task: {row["mode"]: row["against_spo"] for row in rows if row["mode"] in CHOICES}
+        for task, rows in tasks.items()
+    }
+    columns = [task for task, of_task in found.items() if any(of_task.values())]
+    lines = [
+        f"| one thing changed | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+    ]
+    for mode, words in CHOICES.items():
+        cells = [_difference(found[task].get(mode)) for task in columns]
+        if any(cells):
+            lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(test: dict | None) -> str:
+    if test is None:
+        return ""
+    error = f" ± {test['standard_error']:.3f}" if test["standard_error"] is not None else ""
+    return f"{test['mean']:+.3f}{error} ({test['seeds']})"
+
+
 def _learning_row(row: dict) -> str:
     def shown(form: str, value) -> str:
         return "" if value is None else form.format(value)
@@ -282,6 +322,7 @@ BLOCKS = (
     smollm2,
     gradients,
     learning,
+    choices,
     breakdowns,
     speed,
     update,

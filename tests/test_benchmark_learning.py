@@ -160,3 +160,24 @@ def test_the_right_lines_of_a_task_are_worth_the_full_reward(task):
     for entry in problems:
         answer = extract_answer("\n".join(exact_critic.right_lines(task, entry)))
         assert problems.score_answer(answer, entry) == 1.0
+
+
+def test_modes_are_compared_over_the_seeds_they_share():
+    ours = {s: made_up("spo_lam90", s, [0.2, 0.5]) for s in (1, 2, 3)}
+    theirs = {s: made_up("spo_p20", s, [0.2, 0.4]) for s in (2, 3, 4)}
+    found = learning_report.difference(ours, theirs)
+    assert (found["seeds"], found["mean"]) == (2, 0.1)
+    assert learning_report.difference(ours, {}) is None
+
+
+def test_explained_variance_is_averaged_over_tenths_of_the_run_and_seeds():
+    series = {1: [0.0, None, *[0.2] * 18], 2: [0.4, 0.2, *[0.4] * 18]}
+    runs = {
+        seed: made_up("spo", seed, [0.2]) | {"steps": {"spo/explained_variance": values}}
+        for seed, values in series.items()
+    }
+    samples, explained = learning_report.explained_curve(runs).T
+    assert samples.tolist() == [8 * i for i in range(1, 11)]
+    assert explained == pytest.approx([0.2, *[0.3] * 9])
+    of_nothing = {1: made_up("reinforce", 1, [0.2]) | {"steps": {"spo/explained_variance": [0.0]}}}
+    assert learning_report.explained_curve(of_nothing) is None
