@@ -127,6 +127,14 @@ def test_alone_it_is_fitted_before_the_policy_moves_and_resumes(tmp_path):
     assert not all(map(torch.equal, before, again.policy.parameters))
 
 
+def test_by_default_they_stand_beside_a_network_given_in_any_form(tmp_path):
+    beside = make_trainer(tmp_path / "beside", value_model="policy")
+    assert beside.path_value is not None
+    module = make_trainer(tmp_path / "module", value_model=beside.critic.model)
+    assert module.path_value is not None
+    assert make_trainer(tmp_path / "none").path_value is None
+
+
 def test_without_a_value_network_there_are_no_features_either(tmp_path):
     trainer = make_trainer(tmp_path, value_features="surprisal", use_value_network=False)
     assert trainer.path_value is None
