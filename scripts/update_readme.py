@@ -148,38 +148,34 @@ def choices() -> str:
         f"|---|{'---|' * len(columns)}",
     ]
     for mode, words in CHOICES.items():
-        cells = [_difference(found[task].get(mode)) for task in columns]
+        tests = [found[task].get(mode) for task in columns]
+        cells = [f"{_difference(test)} ({test['seeds']})" if test else "" for test in tests]
         if any(cells):
             lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _difference(test: dict | None) -> str:
-    if test is None:
-        return ""
-    error = f" ± {test['standard_error']:.3f}" if test["standard_error"] is not None else ""
-    return f"{test['mean']:+.3f}{error} ({test['seeds']})"
+def _shown(form: str, value) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _difference(test: dict) -> str:
+    """Mean ± standard error, where there is one."""
+    return f"{test['mean']:+.3f}" + _shown(" ± {:.3f}", test["standard_error"])
 
 
 def _learning_row(row: dict) -> str:
-    def shown(form: str, value) -> str:
-        return "" if value is None else form.format(value)
-
-    difference = row["against_grpo"]
-    compared = (
-        f"{difference['mean']:+.3f}"
-        + shown(" ± {:.3f}", difference["standard_error"])
-        + shown(" ({:.3f})", difference["p"])
-    )
+    against = row["against_grpo"]
+    compared = _difference(against) + _shown(" ({:.3f})", against["p"])
     cells = (
         row["mode"],
         str(len(row["seeds"])),
-        f"{row['final_accuracy']:.3f}" + shown(" ± {:.3f}", row["final_standard_error"]),
+        f"{row['final_accuracy']:.3f}" + _shown(" ± {:.3f}", row["final_standard_error"]),
         "–" if row["mode"] == row["baseline"] else compared,
-        shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
+        _shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
         f"{row['cpu_seconds']:.0f}",
-        shown("{:.3f}", row["at_trl_seconds"]) or "–",
-        shown("{:.2f}", row["explained_variance"]) or "–",
+        _shown("{:.3f}", row["at_trl_seconds"]) or "–",
+        _shown("{:.2f}", row["explained_variance"]) or "–",
     )
     return f"| {' | '.join(cells)} |"
 
