@@ -1,6 +1,6 @@
-"""benchmarks/results/*.json and the flags' help -> the generated blocks of README.md.
+"""benchmarks/results/*.json and the flags' help -> the generated blocks of the two READMEs.
 
-python scripts/update_readme.py            # rewrite the blocks
+python scripts/update_readme.py            # rewrite the blocks of README.md, benchmarks/README.md
 python scripts/update_readme.py --check    # exit 1 if they are out of date
 """
 
@@ -17,6 +17,7 @@ from spo.cli import options_table  # noqa: E402
 from spo.config import SPOConfig  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 
 
 def flags() -> str:
@@ -103,6 +104,44 @@ def smollm2() -> str:
     )
 
 
+MAIN = {
+    ("spo_nll",): "SPO",
+    ("path_nll",): "SPO, critic of features alone",
+    ("spo_p20",): "SPO without the likelihood term",
+    ("ppo",): "PPO mode (p = 1)",
+    ("reinforce",): "REINFORCE, no baseline",
+    ("grpo", "grpo_slow"): "GRPO mode",
+    ("trl_grpo", "trl_grpo_slow"): "TRL's GRPOTrainer",
+}
+"""Modes of benchmarks/learning.py; of several, the one that ends highest."""
+
+
+def main_comparison() -> str:
+    """Where each trainer ends, and on how many of GRPO mode's samples it comes to GRPO's end."""
+    result = _result("learning")
+    tasks = result["tasks"]
+    lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for modes, words in MAIN.items():
+        cells = []
+        for rows in tasks.values():
+            found = [row for row in rows if row["mode"] in modes]
+            best = max(found, key=lambda row: row["final_accuracy"], default=None)
+            cells.append("" if best is None else _accuracy_and_samples(best))
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(result)])
+
+
+def _accuracy_and_samples(row: dict) -> str:
+    notes = [_shown("{:.2f} ×", row["samples_ratio"]) or "–"]
+    if len(row["seeds"]) < 5:
+        notes.append(f"{len(row['seeds'])} seed{'s' * (len(row['seeds']) > 1)}")
+    return f"{_accuracy(row)} ({', '.join(notes)})"
+
+
+def _accuracy(row: dict) -> str:
+    return f"{row['final_accuracy']:.3f}" + _shown(" ± {:.3f}", row["final_standard_error"])
+
+
 def learning() -> str:
     """Ways to assign credit, per task."""
     result = _result("learning")
@@ -116,9 +155,7 @@ def learning() -> str:
         for row in sorted(rows, key=lambda row: -row["final_accuracy"]):
             lines.append(_learning_row(row))
         lines.append("")
-    return "\n".join(
-        [*lines, "![Held-out accuracy](benchmarks/results/learning.png)", "", _source(result)]
-    )
+    return "\n".join([*lines, _source(result)])
 
 
 CHOICES = {
@@ -170,7 +207,7 @@ def _learning_row(row: dict) -> str:
     cells = (
         row["mode"],
         str(len(row["seeds"])),
-        f"{row['final_accuracy']:.3f}" + _shown(" ± {:.3f}", row["final_standard_error"]),
+        _accuracy(row),
         "–" if row["mode"] == row["baseline"] else compared,
         _shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
         f"{row['cpu_seconds']:.0f}",
@@ -316,6 +353,7 @@ BLOCKS = (
     quickstart,
     memory,
     smollm2,
+    main_comparison,
     gradients,
     learning,
     choices,
@@ -328,7 +366,7 @@ BLOCKS = (
 
 
 def render(text: str) -> str:
-    """The README with every block whose source exists filled in."""
+    """A document with every block whose source exists filled in."""
     for block in BLOCKS:
         try:
             body = block()
@@ -341,12 +379,12 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
-    rendered = render(text)
+    texts = {path: path.read_text() for path in DOCUMENTS}
+    rendered = {path: render(text) for path, text in texts.items()}
     if "--check" in sys.argv[1:]:
-        return int(text != rendered)
-    path.write_text(rendered)
+        return int(texts != rendered)
+    for path, text in rendered.items():
+        path.write_text(text)
     return 0
 
 

@@ -1,8 +1,10 @@
-"""The README's generated blocks are what their sources say."""
+"""The generated blocks of both READMEs are what their sources say."""
 
 import re
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -10,12 +12,22 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import update_readme  # noqa: E402
 
 
-def test_generated_blocks_are_up_to_date():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("path", update_readme.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_generated_blocks_are_up_to_date(path):
+    text = path.read_text()
     assert update_readme.render(text) == text, "run: python scripts/update_readme.py"
 
 
-def test_recipes_and_scripts_the_readme_names_exist():
-    text = (ROOT / "README.md").read_text()
-    for name in re.findall(r"`?((?:recipes|scripts|assets)/[\w/.]+\w)", text):
+def test_every_block_has_a_place_in_one_of_them():
+    texts = [path.read_text() for path in update_readme.DOCUMENTS]
+    for block in update_readme.BLOCKS:
+        name = block.__name__
+        marks = [f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text for text in texts]
+        assert sum(marks) == 1, name
+
+
+@pytest.mark.parametrize("path", update_readme.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_recipes_and_scripts_named_exist(path):
+    folders = "recipes|scripts|assets|benchmarks|docs"
+    for name in re.findall(rf"((?:{folders})/[\w/.-]+\w)", path.read_text()):
         assert (ROOT / name).exists(), name
