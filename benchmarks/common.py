@@ -59,9 +59,12 @@ def write_result(name: str, payload: dict[str, Any], folder: Path = RESULTS) -> 
 
 
 def command() -> str:
-    """This process's command line, as typed in the repository and free of private paths."""
+    """This process's command line, as typed in the repository and free of private paths; settings
+    of glibc's allocator stand before it."""
     script, *arguments = sys.argv
-    return shlex.join(["python", _public(str(Path(script).resolve())), *map(_public, arguments)])
+    words = ["python", _public(str(Path(script).resolve())), *map(_public, arguments)]
+    settings = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("MALLOC_")]
+    return " ".join([*settings, shlex.join(words)])
 
 
 def _public(argument: str) -> str:

@@ -43,3 +43,5 @@ def test_the_command_names_no_private_path(monkeypatch):
     monkeypatch.setattr(sys, "argv", [script, inside, outside, "--smoke"])
     expected = "python benchmarks/update.py --model=models/m --output_dir=out --smoke"
     assert common.command() == expected
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")
+    assert common.command() == f"MALLOC_MMAP_THRESHOLD_=262144 {expected}"
