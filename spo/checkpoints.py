@@ -74,8 +74,7 @@ def _remove_run(output_dir: Path) -> None:
 
 def write_config(trainer: "SPOTrainer") -> None:
     if trainer.accelerator.is_main_process:
-        text = json.dumps(trainer.args.to_dict(), indent=2, sort_keys=True)
-        (trainer.output_dir / CONFIG_FILE).write_text(text + "\n")
+        (trainer.output_dir / CONFIG_FILE).write_text(trainer.args.to_json_string() + "\n")
 
 
 def run_id(output_dir: Path, args: SPOConfig) -> str:

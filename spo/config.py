@@ -541,9 +541,9 @@ class SPOConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def to_json(self) -> str:
-        """The resolved configuration as saved with every run and rollout file."""
-        return json.dumps(self.to_dict(), sort_keys=True)
+    def to_json_string(self) -> str:
+        """The resolved configuration as saved with every run."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
 
 def literal_choices(cls: type) -> dict[str, tuple[str, ...]]:

@@ -35,7 +35,7 @@ def test_the_defaults_are_the_papers_and_silent():
 
 def test_the_resolved_config_is_json_and_makes_the_same_config():
     config = SPOConfig(reward_weights=[1.0, 0.5], model_init_kwargs={"a": 1}, epsilon_high=0.28)
-    assert SPOConfig(**json.loads(config.to_json())) == config
+    assert SPOConfig(**json.loads(config.to_json_string())) == config
 
 
 def test_defaults_are_not_shared():
