@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, write_result
-from learning import MODES, TASKS, Task, make_base, problems, sampled_solutions
+from learning import make_base, problems, sampled_solutions
+from learning_tasks import MODES, TASKS, Task
 from transformers import TrainerCallback
 
 from spo import SPOConfig, SPOTrainer

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, write_result
-from learning import MODES, TASKS, make_base, problems
+from learning import make_base, problems
+from learning_tasks import MODES, TASKS
 
 from spo import SPOConfig, SPOTrainer
 from spo.advantages import assign_credit

@@ -9,13 +9,14 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import write_result
+from learning_tasks import GRPO, TRL
 
-GRPO, TRL = ("grpo", "grpo_slow"), ("trl_grpo", "trl_grpo_slow")
 SPO = "spo_p20"
 """Its ablations change one thing of it."""
 Runs = dict[str, dict[int, dict[str, Any]]]
@@ -101,10 +102,10 @@ def difference(ours: dict[int, dict], theirs: dict[int, dict]) -> dict[str, Any]
     return {"seeds": len(seeds)} | paired_test(differences)
 
 
-def better_of(runs: Runs, modes: tuple[str, ...]) -> str:
+def better_of(runs: Runs, modes: Iterable[str]) -> str:
     """The mode that ends higher, of those that ran."""
     there = [mode for mode in modes if runs.get(mode)]
-    return max(there, key=lambda m: curve_of_all(runs[m])[-1, 2], default=modes[0])
+    return max(there, key=lambda m: curve_of_all(runs[m])[-1, 2], default=next(iter(modes)))
 
 
 def summarise(runs: Runs) -> list[dict[str, Any]]:
