@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import gather_object
 
 from spo.generation import completion_texts, uniforms
+from spo.rewards import nothing_scored
 
 if TYPE_CHECKING:
     from spo.trainer import SPOTrainer
@@ -24,6 +25,9 @@ def evaluate(trainer: "SPOTrainer", dataset: Any) -> dict[str, float]:
 
     "eval/accuracy": the fraction with full marks from the first reward function, where that is a
     verifier.
+
+    Raises:
+        RewardError: not one completion could be scored.
     """
     args, accelerator = trainer.args, trainer.accelerator
     sampling = trainer.sampling(args.eval_temperature)
@@ -39,7 +43,11 @@ def evaluate(trainer: "SPOTrainer", dataset: Any) -> dict[str, float]:
         totals = np.where(rewards.scorable, rewards.completion_rewards, np.nan)
         lengths = [len(ids) for ids in samples.token_ids]
         scores += np.column_stack([lengths, totals, rewards.rewards_by_function]).tolist()
-    return _means(np.array(gather_object(scores)), [f.name for f in trainer.reward_functions])
+    names = [function.name for function in trainer.reward_functions]
+    scores_of_all = np.array(gather_object(scores))
+    if np.isnan(scores_of_all[:, 1]).all():
+        raise nothing_scored(names, len(scores_of_all))
+    return _means(scores_of_all, names)
 
 
 def _means(scores: np.ndarray, reward_names: list[str]) -> dict[str, float]:

@@ -63,12 +63,18 @@ class Network:
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
-        """Switch this network on and yield its decoder."""
-        if self.adapter:
+        """Switch this network on and yield its decoder; afterwards the adapter from before is on:
+        whoever holds the model finds the policy."""
+        before = self.model.active_adapter if self.adapter else None
+        if before != self.adapter and self.adapter:
             self.model.set_adapter(self.adapter)
         off = self.model.disable_adapter() if self.adapter == "" else nullcontext()
-        with off:
-            yield decoder(self.model)
+        try:
+            with off:
+                yield decoder(self.model)
+        finally:
+            if before != self.adapter and self.adapter:
+                self.model.set_adapter(before)
 
     @contextmanager
     def decoding(
@@ -252,8 +258,10 @@ def build_critic(
         return critic_from_policy(policy, args)
     if is_adapter(value_model) and policy.adapter is not None:
         return load_shared_critic(policy, value_model)
-    dtype, device = transformer(policy.model).dtype, policy.model.device
-    return critic_network(load_critic(value_model, args, processing_class, dtype, device))
+    frozen = args.value_use_peft or is_adapter(value_model)
+    dtype = transformer(policy.model).dtype if frozen else torch.float32
+    critic = load_critic(value_model, args, processing_class, dtype, policy.model.device)
+    return critic_network(critic)
 
 
 def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
@@ -311,7 +319,10 @@ def _shared_critic(policy: Network, head: nn.Linear) -> Network:
 
 
 def critic_network(value_model: PreTrainedModel | PeftModel) -> Network:
-    """A critic of its own from a sequence-classification or reward model."""
+    """A critic of its own from a sequence-classification or reward model.
+
+    What is trained beside a frozen base is held in float32, its head, too.
+    """
     keep_4_bit_layout(value_model)
     inner = transformer(value_model)
     heads = [getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)]
@@ -324,7 +335,11 @@ def critic_network(value_model: PreTrainedModel | PeftModel) -> Network:
         raise ValueError(f"The critic's head has {heads[0].weight.shape[0]} outputs, it needs 1.")
     if is_quantized(value_model) and not isinstance(value_model, PeftModel):
         raise ValueError("A quantised critic cannot be trained without LoRA (--value_use_peft).")
-    adapter = value_model.active_adapter if isinstance(value_model, PeftModel) else None
+    adapter = None
+    if isinstance(value_model, PeftModel):
+        adapter = value_model.active_adapter
+        for parameter in trainable_parameters(value_model):
+            parameter.data = parameter.data.float()
     return Network(value_model, heads[0], adapter, trainable_parameters(value_model))
 
 
@@ -377,10 +392,19 @@ def add_frozen_copy(model: PeftModel, source: str, name: str) -> None:
 def check_plain_head(model: PreTrainedModel | PeftModel) -> None:
     """The model's logits are its head applied to its decoder, as the chunked log-probs assume."""
     inner = transformer(model)
+    head = inner.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        raise ValueError(
+            "The adapter changes the vocabulary head, which SPO's chunked log-probs read without "
+            "it; take the head out of the LoRA targets."
+        )
     ids = torch.tensor([[0, 1]], device=inner.device)
+    training = inner.training
+    inner.eval()  # dropout would tell the two apart
     states = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
-    ours = inner.get_output_embeddings()(states).float()
+    ours = head(states).float()
     theirs = inner(input_ids=ids, use_cache=False).logits.float()
+    inner.train(training)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"{type(inner).__name__} scales or caps its logits after the head, which SPO's chunked "

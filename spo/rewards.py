@@ -186,7 +186,7 @@ def score_completions(
 
     Raises:
         RewardError: a function raised or returned something else than one finite number, None or
-            list of numbers (one per token) for each row, or no row can be scored.
+            list of numbers (one per token) for each row.
         ValueError: not one finite weight for each function.
     """
     weights = [1.0] * len(functions) if weights is None else weights
@@ -206,12 +206,6 @@ def score_completions(
                 token_rewards[row, first : num_tokens[row]] += weight * np.asarray(reward)
 
     scorable = ~np.isnan(rewards_by_function).all(axis=1)
-    if len(completions) and not scorable.any():
-        names = ", ".join(repr(function.name) for function in functions)
-        raise RewardError(
-            f"Reward function {names} returned None for all {len(completions)} completions: "
-            "check that the dataset has the columns and answers it reads."
-        )
     completion_rewards = np.nansum(rewards_by_function * np.asarray(weights), axis=1)
     completion_rewards[~scorable] = np.nan
     return CompletionRewards(
@@ -219,6 +213,15 @@ def score_completions(
         completion_rewards.astype(np.float32),
         rewards_by_function.astype(np.float32),
         scorable,
+    )
+
+
+def nothing_scored(function_names: Sequence[str], num_completions: int) -> RewardError:
+    """The error for a data set of which no row can be scored."""
+    names = ", ".join(map(repr, function_names))
+    return RewardError(
+        f"Reward function {names} returned None for all {num_completions} completions: check that "
+        "the dataset has the columns and answers it reads."
     )
 
 

@@ -8,6 +8,7 @@ Axes: B completions of the rollout batch over all processes, T completion tokens
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,12 @@ from spo.loading import quantization_config, resolve_tokenizer
 from spo.metrics import rollout_metrics
 from spo.optimizers import build_optimizer, build_scheduler, make_accelerator
 from spo.reporting import PhaseTimer, Reporter
-from spo.rewards import CompletionRewards, load_reward_functions, score_completions
+from spo.rewards import (
+    CompletionRewards,
+    load_reward_functions,
+    nothing_scored,
+    score_completions,
+)
 from spo.rollouts import Rollouts, save_rollouts, stack_rows
 from spo.scoring import token_columns
 from spo.update import Updater
@@ -123,6 +129,7 @@ class SPOTrainer:
         self.reporter = Reporter(self.args, self.accelerator, self.output_dir, self.max_steps)
         self.timer = PhaseTimer(self.accelerator.device)
         self.updater = Updater(self)
+        self.any_scored = False
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -229,7 +236,18 @@ class SPOTrainer:
             raise ValueError(
                 f"Step {step}: every completion is empty; check the end token and the prompts."
             )
+        self._check_scored(rollouts)
         return rollouts
+
+    def _check_scored(self, rollouts: Rollouts) -> None:
+        """Raise where no completion of the run has a reward yet; warn where a later batch has
+        none: it teaches nothing."""
+        if not np.isnan(rollouts.completion_rewards).all():
+            self.any_scored = True
+        elif not self.any_scored:
+            raise nothing_scored(rollouts.reward_names, len(rollouts))
+        else:
+            warnings.warn(f"Step {rollouts.step}: no completion could be scored.", stacklevel=2)
 
     def rewards(self, prompt_rows, texts: list[str], samples: Completions) -> CompletionRewards:
         """Call the reward functions on this process's rows."""
@@ -330,6 +348,7 @@ class SPOTrainer:
             checkpoints.refuse_another_run(self.output_dir)
         start = checkpoints.resume(self, resume) if resume else 0
         self.state.global_step = start
+        self.any_scored = start > 0
         self.reporter.begin(start, resumed=bool(resume))
         checkpoints.write_config(self)
         self.callbacks.call("on_train_begin")

@@ -186,10 +186,9 @@ def raises(completions):
         (raises, "'reward' raised KeyError: 'answer'"),
         (lambda completions: [1.0], "returned 1 rewards for 8 completions"),
         (lambda completions: [math.nan] * 8, "returned nan for row 0"),
-        (lambda completions: [None] * 8, "returned None for all 8 completions"),
         (lambda completions: None, "returned NoneType"),
     ],
-    ids=["raises", "length", "nan", "all None", "nothing"],
+    ids=["raises", "length", "nan", "nothing"],
 )
 def test_a_reward_that_goes_wrong_costs_no_finished_step(later, message, tmp_path):
     trainer = runs.make_trainer(
@@ -203,6 +202,38 @@ def test_a_reward_that_goes_wrong_costs_no_finished_step(later, message, tmp_pat
 
 def runs_first(completions):
     return [float(len(c)) for c in completions]
+
+
+def unscorable(completions, **columns):
+    return [None] * len(completions)
+
+
+def test_a_batch_without_a_single_reward_changes_nothing(tmp_path):
+    """One answer that cannot be parsed is no reason to stop."""
+    weights = []
+
+    def reward(completions, **columns):
+        weights.append(runs.weights_of(trainer))
+        return runs_first(completions) if len(weights) == 1 else unscorable(completions)
+
+    trainer = runs.make_trainer(tmp_path / "run", reward_funcs=reward)
+    with pytest.warns(UserWarning, match="Step 2: no completion could be scored"):
+        trainer.train()
+    at_start, at_step_two = weights
+    assert not runs.same_bits(at_start, at_step_two)
+    assert runs.same_bits(runs.weights_of(trainer), at_step_two)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_rewards_that_never_score_anything_stop_the_run(held_out, tmp_path):
+    eval_dataset = runs.prompts(3) if held_out else None
+    trainer = runs.make_trainer(
+        tmp_path / "run", reward_funcs=unscorable, eval_dataset=eval_dataset
+    )
+    count = 3 if held_out else 8
+    message = f"'unscorable' returned None for all {count} completions: check that the dataset"
+    with pytest.raises(RewardError, match=message):
+        trainer.train()
 
 
 def assert_resumable(trainer, step):

@@ -191,6 +191,18 @@ def test_a_separate_critic_trains_its_adapter_and_head_only(tmp_path):
     assert any("score" in name for name in names)
 
 
+@pytest.mark.parametrize("value_use_peft", [False, True])
+def test_a_critic_beside_a_16_bit_base_trains_float32_weights(value_use_peft, tmp_path):
+    """Steps of Adam are smaller than bfloat16 can add to a weight."""
+    path = runs.folder(tmp_path / "reward", runs.critic())
+    args = SPOConfig(value_model_path=path, value_use_peft=value_use_peft)
+    policy = models.build_policy(runs.policy().to(torch.bfloat16), LoraConfig(**runs.LORA))
+    critic = models.build_critic(path, policy, args, byte_tokenizer())
+    assert {p.dtype for p in critic.parameters} == {torch.float32}
+    base = {p.dtype for p in critic.model.parameters() if not p.requires_grad}
+    assert base == ({torch.bfloat16} if value_use_peft else set())
+
+
 @torch.no_grad()
 def _states(model):
     return model.base_model(input_ids=IDS).last_hidden_state
@@ -264,11 +276,24 @@ def scaled_logits():
             LoraConfig(**runs.LORA | {"target_modules": ["qkv_proj", "q_proj"]}),
             r"\['qkv_proj'\] match no layer of LlamaForCausalLM.*'k_proj'",
         ),
+        (
+            tiny_llama,
+            LoraConfig(**runs.LORA | {"target_modules": ["q_proj", "lm_head"]}),
+            "take the head out of the LoRA targets",
+        ),
     ],
 )
 def test_policies_that_are_refused(model, peft_config, message):
     with pytest.raises(ValueError, match=message):
         models.build_policy(model(), peft_config)
+
+
+def test_dropout_of_an_adapter_does_not_pass_for_a_scaled_head():
+    tuned = get_peft_model(runs.policy(), LoraConfig(**runs.LORA | {"lora_dropout": 0.5}))
+    stir(p for p in tuned.parameters() if p.requires_grad)
+    tuned.train()
+    models.build_policy(tuned)
+    assert tuned.training
 
 
 def test_an_adapter_loaded_for_inference_is_trained_all_the_same(tmp_path):
@@ -292,6 +317,7 @@ def test_networks_are_not_changed_by_looking_at_them():
     before = copy.deepcopy([p.detach() for p in (*policy.parameters, *critic.parameters)])
     for network in (critic, reference, policy, reference, critic):
         output(network)
+        assert policy.model.active_adapter == models.POLICY
     after = (*policy.parameters, *critic.parameters)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     with policy.active() as decoder:

@@ -154,7 +154,6 @@ async def raises_later(**_):
         ([1.0, "2"], "'f0' returned str for row 1"),
         ([[1.0, 2.0], 1.0], "'f0' returned 2 token rewards for row 0, whose completion has 3"),
         ([[1.0, None, 0.0], 1.0], "'f0' returned NoneType for row 0"),
-        ([None, None], "'f0' returned None for all 2 completions"),
     ],
 )
 def test_what_is_no_reward_names_function_and_row(output, message):
