@@ -8,6 +8,7 @@ Every field of SPOConfig and of the classes below is a flag; --help lists them.
 
 import shlex
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,11 @@ class ModelArguments:
     attn_implementation: str | None = option(
         None, "sdpa, eager, flash_attention_2, ...; None: the model's default.", MODEL
     )
-    use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.", LORA)
+    use_peft: bool = option(
+        False,
+        "Train a LoRA adapter instead of all weights; a model that is one keeps its settings.",
+        LORA,
+    )
     lora_r: int = option(16, "Rank.", LORA)
     lora_alpha: int = option(32, "Scale: the adapter's output is multiplied by alpha / r.", LORA)
     lora_dropout: float = option(0.0, "Dropout on the adapter's input.", LORA)
@@ -63,6 +68,17 @@ class ModelArguments:
     @property
     def bits(self) -> int | None:
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """What from_pretrained is told beyond its defaults."""
+        given = {
+            "revision": self.model_revision,
+            "trust_remote_code": self.trust_remote_code,
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+        }
+        return {key: value for key, value in given.items() if value not in (None, False, "main")}
 
 
 @dataclass
@@ -112,13 +128,15 @@ def main(argv: list[str]) -> None:
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
+    from spo.reporting import closing_words
+
     trainer.run_details |= {
         "dataset": script_args.dataset_name,
         "reward_functions": ", ".join(script_args.reward_funcs),
         "command": f"accelerate launch {shlex.join(['train_spo.py', *argv])}",
     }
     trainer.train()
-    report(trainer)
+    trainer.reporter.print(closing_words(trainer))
 
 
 def _check_required(model_args: ModelArguments, script_args: ScriptArguments) -> None:
@@ -145,19 +163,15 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
 
     if args.output_dir and not (args.resume_from_checkpoint or args.overwrite_output_dir):
         refuse_another_run(Path(args.output_dir))
+    args.model_init_kwargs = model_args.init_kwargs | (args.model_init_kwargs or {})
     if torch.cuda.is_available() and not args.use_cpu:
-        estimate(model_args, args).check_card(torch.cuda.get_device_properties(0).total_memory)
+        check_card(model_args, args, torch.cuda.get_device_properties(0).total_memory)
     quantization = quantization_config(
-        model_args.bits, model_args.bnb_4bit_quant_type, model_args.use_bnb_nested_quant
+        model_args.bits,
+        model_args.bnb_4bit_quant_type,
+        model_args.use_bnb_nested_quant,
+        args.compute_dtype,
     )
-    given = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": model_args.trust_remote_code,
-        "dtype": model_args.dtype,
-        "attn_implementation": model_args.attn_implementation,
-    }
-    loading = {key: value for key, value in given.items() if value not in (None, False, "main")}
-    args.model_init_kwargs = loading | (args.model_init_kwargs or {})
     return SPOTrainer(
         model=_resolve(model_args.model_name_or_path),
         reward_funcs=script_args.reward_funcs,
@@ -170,10 +184,11 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
 
 
 def peft_config_of(model_args: ModelArguments):
-    """The LoRA settings the flags describe, None without --use_peft."""
-    from spo.loading import lora_config
+    """The LoRA settings the flags describe; None without --use_peft, and for a model that is an
+    adapter already."""
+    from spo.loading import is_adapter, lora_config
 
-    if not model_args.use_peft:
+    if not model_args.use_peft or is_adapter(_resolve(model_args.model_name_or_path)):
         return None
     return lora_config(
         model_args.lora_r,
@@ -186,19 +201,29 @@ def peft_config_of(model_args: ModelArguments):
 
 
 def estimate(model_args: ModelArguments, args: SPOConfig):
-    """The memory the run would need; prompts are taken at max_prompt_length (512 if not set)."""
-    from transformers import AutoConfig
+    """The memory the run would need."""
+    from spo.memory import estimate_run
 
-    from spo.memory import estimate_memory
-
-    return estimate_memory(
-        AutoConfig.from_pretrained(_resolve(model_args.model_name_or_path)),
+    return estimate_run(
+        _resolve(model_args.model_name_or_path),
         args,
-        prompt_length=args.max_prompt_length or 512,
-        peft_config=peft_config_of(model_args),
+        peft_config_of(model_args),
         bits=model_args.bits,
         nested=model_args.use_bnb_nested_quant,
+        loading=model_args.init_kwargs | (args.model_init_kwargs or {}),
     )
+
+
+def check_card(model_args: ModelArguments, args: SPOConfig, card_bytes: int) -> None:
+    """Stop before weights are loaded where the plan is beyond the card."""
+    from spo.memory import UnpredictableModelError
+
+    try:
+        plan = estimate(model_args, args)
+    except UnpredictableModelError as error:
+        warnings.warn(str(error), stacklevel=2)
+    else:
+        plan.check_card(card_bytes)
 
 
 def load_data(script_args: ScriptArguments):
@@ -225,25 +250,6 @@ def as_prompts(dataset, script_args: ScriptArguments):
     if script_args.prompt_column != "prompt":
         dataset = dataset.rename_column(script_args.prompt_column, "prompt")
     return as_chat(dataset, script_args.system_prompt) if script_args.system_prompt else dataset
-
-
-def report(trainer) -> None:
-    """Before and after, where everything is, and how to look at it."""
-    run = trainer.output_dir
-    lines = [""]
-    evaluations = trainer.reporter.evaluations
-    if len(evaluations) > 1:
-        (first, before), (last, after) = evaluations[0], evaluations[-1]
-        name = "eval/accuracy" if "eval/accuracy" in after else "eval/reward"
-        lines += [
-            f"held-out {name.removeprefix('eval/')}: {before[name]:.3f} before, {after[name]:.3f} "
-            f"after (steps {first} and {last})"
-        ]
-    lines += [f"model     {run}"]
-    lines += [f"critic    {run / 'critic'}"] if trainer.critic else []
-    lines += [f"metrics   {run / 'metrics.jsonl'}", f"rollouts  {run / 'rollouts'}"]
-    lines += [f"inspect   python app.py {run}"]
-    trainer.reporter.print("\n".join(lines))
 
 
 def _resolve(name: str) -> str:

@@ -195,6 +195,24 @@ class Credit:
     entropy_threshold: float | None = None
 
 
+def rewards_in_loss(rollouts: "Rollouts", config: "SPOConfig") -> Float[np.ndarray, "B T"]:
+    """What credit is made of: 0 outside the loss, less the KL penalty where `kl_in_reward`."""
+    mask = rollouts.loss_mask(config.mask_truncated_completions)
+    rewards = rollouts.token_rewards
+    if config.kl_in_reward:
+        k1 = rollouts.token_logprobs_old - rollouts.token_logprobs_ref
+        rewards = rewards - config.beta * k1
+    return np.where(mask, rewards, 0.0)
+
+
+def monte_carlo_returns(rollouts: "Rollouts", config: "SPOConfig") -> Float[np.ndarray, "B T"]:
+    """Σ_{k ≥ t} r_k: the critic's targets where γ = λ_critic = 1, whatever its values are."""
+    mask = rollouts.loss_mask(config.mask_truncated_completions)
+    rewards = rewards_in_loss(rollouts, config).astype(np.float64)
+    to_go = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
+    return np.where(mask, to_go, 0.0).astype(np.float32)
+
+
 def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
     """Cut the rollouts into segments and give every token its advantage and return.
 
@@ -205,10 +223,7 @@ def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
     boundaries = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
     segment_ids = segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
 
-    token_rewards = np.where(mask, rollouts.token_rewards, 0.0)
-    if config.kl_in_reward:
-        k1 = rollouts.token_logprobs_old - rollouts.token_logprobs_ref
-        token_rewards = np.where(mask, token_rewards - config.beta * k1, 0.0)
+    token_rewards = rewards_in_loss(rollouts, config)
 
     if rollouts.token_values is None:
         completion_rewards = np.where(mask.any(1), token_rewards.sum(1, dtype=np.float64), np.nan)

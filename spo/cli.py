@@ -107,7 +107,8 @@ def _add_flag(
     if kind is bool:
         options |= {"type": _boolean, "nargs": "?", "const": True}
     elif get_origin(kind) is Literal:
-        options |= {"choices": get_args(kind), "metavar": "|".join(get_args(kind))}
+        choices = "|".join(get_args(kind))  # where they are many the help names them
+        options |= {"choices": get_args(kind), "metavar": choices if len(choices) < 50 else "NAME"}
     elif get_origin(kind) is list:
         options |= {"nargs": "+", "type": get_args(kind)[0]}
     elif get_origin(kind) is dict:

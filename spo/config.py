@@ -82,6 +82,8 @@ TYPES = {
 }
 """What a field may hold, by how its annotation begins."""
 
+JSON_TYPES = (str, int, float, bool, list, dict, type(None))
+
 
 @dataclass
 class SPOConfig:
@@ -301,13 +303,26 @@ class SPOConfig:
 
     # --- optimisation ------------------------------------------------------------------------
     learning_rate: float = option(1e-6, "Peak learning rate of the policy.", OPTIM)
-    lr_scheduler_type: str = option(
-        "linear", "Schedule of both learning rates, by Transformers' names.", OPTIM
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = option(
+        "linear",
+        "Schedule of both learning rates: linear, cosine, cosine_with_restarts, polynomial, "
+        "constant, constant_with_warmup or inverse_sqrt, as in Transformers.",
+        OPTIM,
     )
     warmup_steps: float = option(
         0, "Optimizer updates of linear warm-up; below 1 it is a fraction of all updates.", OPTIM
     )
-    optim: str = option(
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"
+    ] = option(
         "adamw_torch",
         "adamw_torch, adamw_torch_fused, adamw_8bit, paged_adamw_8bit or adafactor.",
         OPTIM,
@@ -341,7 +356,9 @@ class SPOConfig:
         None, "'latest' or a checkpoint folder: continue exactly where it stopped.", OUTPUT
     )
     logging_steps: int = option(1, "Steps between two lines of metrics.", OUTPUT)
-    save_steps: int = option(0, "Steps between two checkpoints; 0: none but the last.", OUTPUT)
+    save_steps: int = option(
+        0, "Steps between two checkpoints; 0: none. The model is saved at the end anyway.", OUTPUT
+    )
     save_total_limit: int | None = option(None, "Checkpoints kept; None: all.", OUTPUT)
     save_rollouts_steps: int = option(
         1, "Steps between two saved rollout files; 0: none are saved.", OUTPUT
@@ -391,6 +408,11 @@ class SPOConfig:
     def reward_bits(self) -> int | None:
         """4, 8 or None for the weights of reward models named by path or id."""
         return 4 if self.reward_load_in_4bit else 8 if self.reward_load_in_8bit else None
+
+    @property
+    def compute_dtype(self) -> str:
+        """The type that products with 4-bit weights run in."""
+        return {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}[self.mixed_precision]
 
     @property
     def wants_value_network(self) -> bool:
@@ -539,7 +561,14 @@ class SPOConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Every field as JSON can hold it: a torch.dtype in `model_init_kwargs` by its name."""
+        settings = dataclasses.asdict(self)
+        if self.model_init_kwargs:
+            settings["model_init_kwargs"] = {
+                name: value if isinstance(value, JSON_TYPES) else str(value).removeprefix("torch.")
+                for name, value in self.model_init_kwargs.items()
+            }
+        return settings
 
     def to_json_string(self) -> str:
         """The resolved configuration as saved with every run."""

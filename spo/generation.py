@@ -203,6 +203,10 @@ def external_completions(
             f"rollout_func got {num_prompts} prompts and returned {len(prompt_ids)} prompt_ids and "
             f"{len(token_ids)} completion_ids; one of each per prompt is needed."
         )
+    if not all(prompt_ids):
+        raise ValueError(
+            "rollout_func returned empty prompt_ids: the first token needs one before it."
+        )
     truncated = [not (ids and ids[-1] in eos_ids) for ids in token_ids]
     return Completions(token_ids, None, None, truncated, prompt_ids, columns)
 

@@ -3,7 +3,6 @@ weights are read.
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import find_adapter_config_file
 
 from spo.config import SPOConfig
 
@@ -47,18 +48,32 @@ def with_pad_token(tokenizer):
     return tokenizer
 
 
-def resolve_tokenizer(model: str | PreTrainedModel | PeftModel, processing_class: Any):
-    """The given tokenizer, or the model's own."""
+def resolve_tokenizer(
+    model: str | PreTrainedModel | PeftModel,
+    processing_class: Any,
+    model_init_kwargs: dict[str, Any] | None = None,
+):
+    """The given tokenizer, or the model's own, of the same revision where it is loaded by name."""
     if processing_class is not None:
         return with_pad_token(processing_class)
-    name = model if isinstance(model, str) else model.config._name_or_path
-    if not name:
+    if isinstance(model, str):
+        return load_tokenizer(model, **of_any_file(model_init_kwargs))
+    if not model.config._name_or_path:
         raise ValueError("The model has no name to find its tokenizer by; pass processing_class.")
-    return load_tokenizer(name)
+    return load_tokenizer(model.config._name_or_path)
+
+
+def of_any_file(model_init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Of the arguments for a model those that its config and tokenizer are loaded with, too."""
+    names = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
+    return {name: v for name, v in (model_init_kwargs or {}).items() if name in names}
 
 
 def load_policy(name: str, **kwargs: Any) -> PreTrainedModel | PeftModel:
-    """A causal language model, or an adapter folder on its base, ready to be trained further."""
+    """A causal language model, or an adapter on its base, ready to be trained further.
+
+    Of an adapter the further arguments are its base's.
+    """
     if is_adapter(name):
         base = load_policy(PeftConfig.from_pretrained(name).base_model_name_or_path, **kwargs)
         return PeftModel.from_pretrained(base, name, is_trainable=True)
@@ -70,9 +85,8 @@ def load_value_model(name: str, processing_class, **kwargs: Any) -> PreTrainedMo
 
     Labels and vocabulary are checked against the config, before any weights are read.
     """
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter(name) else name
-    config = _load(AutoConfig.from_pretrained, base, "value model")
-    if base == name:
+    config, adapter = load_config(name, "value model")
+    if adapter is None:
         check_value_model(config, processing_class, name)
         load = AutoModelForSequenceClassification.from_pretrained
         return _load(load, name, "value model", **kwargs)
@@ -115,8 +129,20 @@ def check_same_tokenizer(value_model_name: str, processing_class) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """The folder holds a PEFT adapter instead of a model."""
-    return (Path(name) / "adapter_config.json").is_file()
+    """A PEFT adapter instead of a model: its folder, or its repository on the hub."""
+    return find_adapter_config_file(name) is not None
+
+
+def load_config(
+    name: str, what: str = "model", **kwargs: Any
+) -> tuple[PreTrainedConfig, PeftConfig | None]:
+    """The config of a model, or of an adapter's base with the adapter's settings, to go on with."""
+    adapter = None
+    if is_adapter(name):
+        adapter = PeftConfig.from_pretrained(name)
+        adapter.inference_mode = False
+        name = adapter.base_model_name_or_path
+    return _load(AutoConfig.from_pretrained, name, what, **kwargs), adapter
 
 
 def _load(load, name: str, what: str, **kwargs: Any):
@@ -134,9 +160,10 @@ def quantization_config(
     bits: int | None,
     quant_type: str = "nf4",
     nested: bool = True,
-    compute_dtype: torch.dtype = torch.bfloat16,
+    compute_dtype: str | torch.dtype = torch.bfloat16,
 ) -> BitsAndBytesConfig | None:
-    """bitsandbytes settings for 4 or 8 bits, None for neither.
+    """bitsandbytes settings for 4 or 8 bits, None for neither; `compute_dtype` is that of the
+    products with 4-bit weights.
 
     Only linear layers of the decoder are quantised; head, embeddings and norms keep their type.
     """
@@ -160,7 +187,8 @@ def load_critic(name: str, args: SPOConfig, processing_class, dtype: torch.dtype
     bits = args.value_bits
     kwargs: dict[str, Any] = {"dtype": dtype}
     if bits is not None:
-        kwargs |= {"quantization_config": quantization_config(bits), "device_map": {"": device}}
+        quantization = quantization_config(bits, compute_dtype=args.compute_dtype)
+        kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
     model = load_value_model(name, processing_class, **kwargs)
     if args.value_use_peft and not isinstance(model, PeftModel):
         config = lora_config(args.value_lora_r, args.value_lora_alpha, task_type="SEQ_CLS")

@@ -9,6 +9,7 @@ architecture's own habits are in the count instead of in a formula.
 import copy
 import warnings
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spo.config import SPOConfig
+from spo.loading import load_config, lora_config, of_any_file
 from spo.models import enable_gradient_checkpointing, trainable_parameters, transformer
 from spo.prefill import ROOM
 
@@ -111,6 +113,42 @@ class MemoryEstimate:
         return "\n".join(lines)
 
 
+class UnpredictableModelError(ValueError):
+    """The forward pass of an architecture needs the values of its weights or inputs."""
+
+
+def estimate_run(
+    model_name: str,
+    args: SPOConfig,
+    peft_config: LoraConfig | None,
+    *,
+    bits: int | None,
+    nested: bool,
+    loading: dict[str, Any],
+) -> MemoryEstimate:
+    """`estimate_memory` of a policy and critic by name; prompts are taken at `max_prompt_length`,
+    512 if that is not set, and `loading` are the arguments of from_pretrained."""
+    config, adapter = load_config(model_name, **of_any_file(loading))
+    value_config = None
+    if args.wants_value_network and args.value_model_path != "policy":
+        value_config, value_adapter = load_config(args.value_model_path, "value model")
+        if value_adapter is not None and (adapter or peft_config):  # on the policy's base
+            value_config = None
+    dtype = loading.get("dtype")
+    if isinstance(dtype, str):
+        dtype = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    return estimate_memory(
+        config,
+        args,
+        prompt_length=args.max_prompt_length or 512,
+        peft_config=adapter or peft_config,
+        bits=bits,
+        nested=nested,
+        weight_dtype=dtype,
+        value_config=value_config,
+    )
+
+
 def estimate_memory(
     model_config: PreTrainedConfig,
     args: SPOConfig,
@@ -120,7 +158,7 @@ def estimate_memory(
     bits: int | None = None,
     nested: bool = False,
     weight_dtype: torch.dtype | None = None,
-    has_value_network: bool | None = None,
+    value_config: PreTrainedConfig | None = None,
 ) -> MemoryEstimate:
     """Predict the peak of one process.
 
@@ -130,41 +168,57 @@ def estimate_memory(
         peft_config: the LoRA settings, None for full fine-tuning.
         bits: 4 or 8 for a quantised base; `nested`: 4-bit with double quantisation.
         weight_dtype: of a base that is not quantised; None: as SPOTrainer chooses.
-        has_value_network: None: as `args` says.
+        value_config: of a critic that is a model of its own, as `args.value_model_path` names it.
+
+    Raises:
+        UnpredictableModelError: the architecture does not run without its weights.
     """
-    if has_value_network is None:
-        has_value_network = args.wants_value_network
     half = args.mixed_precision != "no"
     frozen = peft_config is not None
     compute = 2 if half else 4
-    weight_dtype = weight_dtype or (torch.bfloat16 if half and frozen else torch.float32)
+    weight_dtype = weight_dtype or (torch.bfloat16 if args.bf16 and frozen else torch.float32)
     model = meta_model(model_config, torch.bfloat16 if half else torch.float32)
     base_weights = _weight_bytes(model, bits, nested, weight_dtype.itemsize)
     if frozen:
         model = get_peft_model(model, copy.deepcopy(peft_config))
     trained = sum(p.numel() for p in trainable_parameters(model))
-    networks = 1.0
-    if has_value_network:
-        num_layers = model_config.get_text_config().num_hidden_layers
-        networks += len(args.critic_layers(num_layers)) / num_layers if frozen else 1
-
-    extra = 0.0
-    if not frozen:  # a reference and a critic of their own
-        extra = base_weights * ((args.beta > 0) + has_value_network)
-        if half:  # autocast keeps a 16-bit copy of one network's weights during its pass
-            extra += trained * 2
+    in_adapters = trained if frozen else 0
     length = prompt_length + args.max_completion_length
+    activations = _activation_bytes(model, args, length, bits)
+
+    extra = 0.0 if frozen else base_weights * (args.beta > 0)
+    of_critic = 0.0
+    if value_config is not None:
+        critic = meta_model(value_config, torch.bfloat16 if half else torch.float32)
+        critic_dtype = weight_dtype if args.value_use_peft else torch.float32
+        extra += _weight_bytes(critic, args.value_bits, True, critic_dtype.itemsize)
+        if args.value_use_peft:
+            config = lora_config(args.value_lora_r, args.value_lora_alpha)
+            critic = get_peft_model(critic, config)
+        of_critic = sum(p.numel() for p in trainable_parameters(critic))
+        in_adapters += of_critic if args.value_use_peft else 0
+        critic_pass = _activation_bytes(critic, args, length, args.value_bits)
+        activations = max(activations, critic_pass)
+    elif args.wants_value_network and frozen:  # a second adapter on the policy's base
+        num_layers = model_config.get_text_config().num_hidden_layers
+        of_critic = trained * len(args.critic_layers(num_layers)) / num_layers
+        in_adapters += of_critic
+    elif args.wants_value_network:
+        of_critic = trained
+        extra += base_weights
+    if half and not frozen:  # autocast keeps a 16-bit copy of one network's weights in its pass
+        extra += trained * 2
     generation = _generation_bytes(model_config, args, length, compute)
     if frozen and bits is None and args.fold_adapter:
         generation += _folded_bytes(model, weight_dtype.itemsize)
     return MemoryEstimate(
         weights=base_weights,
         reference_and_critic=extra,
-        adapters=4.0 * trained * networks if frozen else 0.0,
-        gradients=4.0 * trained * networks,
-        optimizer=OPTIMIZER_BYTES[args.optim] * trained * networks,
+        adapters=4.0 * in_adapters,
+        gradients=4.0 * (trained + of_critic),
+        optimizer=OPTIMIZER_BYTES[args.optim] * (trained + of_critic),
         generation=generation,
-        activations=_activation_bytes(model, args, length, bits),
+        activations=activations,
         logits=_logits_bytes(model_config, args, compute),
     )
 
@@ -253,8 +307,13 @@ def _activation_bytes(model: nn.Module, args: SPOConfig, length: int, bits: int 
         return tensor
 
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        inner.base_model(input_ids=ids, use_cache=False)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            inner.base_model(input_ids=ids, use_cache=False)
+    except (RuntimeError, NotImplementedError) as error:  # it looked at a number on "meta"
+        raise UnpredictableModelError(
+            f"The memory of {type(inner).__name__} cannot be predicted: {error}"
+        ) from error
     return sum(saved.values()) + _layer_working_set(inner, args, rows * length, bits)
 
 
@@ -263,13 +322,20 @@ def _layer_working_set(model, args: SPOConfig, tokens: int, bits: int | None) ->
 
     With gradient checkpointing the layer's own activations come on top, recomputed.
     """
-    config = model.config.get_text_config()
     itemsize = 2 if args.mixed_precision != "no" else 4
-    wide = tokens * (3 * config.intermediate_size + 4 * config.hidden_size) * itemsize
+    hidden, intermediate = _widths(model.config.get_text_config())
+    wide = tokens * (3 * intermediate + 4 * hidden) * itemsize
     if args.gradient_checkpointing:
-        wide += tokens * (6 * config.intermediate_size + 14 * config.hidden_size) * itemsize
-    dequantised = config.intermediate_size * config.hidden_size * itemsize if bits else 0
+        wide += tokens * (6 * intermediate + 14 * hidden) * itemsize
+    dequantised = intermediate * hidden * itemsize if bits else 0
     return wide + dequantised
+
+
+def _widths(config: PreTrainedConfig) -> tuple[int, int]:
+    """Of the hidden states and inside the MLP, which not every family calls the same."""
+    names = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+    known = (getattr(config, name, None) for name in names)
+    return config.hidden_size, next(filter(None, known), 4 * config.hidden_size)
 
 
 def _logits_bytes(config: PreTrainedConfig, args: SPOConfig, itemsize: int) -> float:

@@ -148,7 +148,8 @@ def build_networks(
     in float32, unless `model_init_kwargs` says otherwise.
     """
     if isinstance(model, str):
-        kwargs = {"dtype": torch.bfloat16 if args.bf16 and peft_config else torch.float32}
+        frozen = peft_config is not None or is_adapter(model)
+        kwargs = {"dtype": torch.bfloat16 if args.bf16 and frozen else torch.float32}
         if quantization_config is not None:
             kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
         model = load_policy(model, **kwargs | (args.model_init_kwargs or {}))

@@ -10,8 +10,6 @@ from transformers import Adafactor, get_scheduler
 
 from spo.config import SPOConfig
 
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor")
-
 
 def make_accelerator(args: SPOConfig) -> Accelerator:
     """One process per device, gradients summed by us; sharded models are refused."""
@@ -38,7 +36,7 @@ def build_optimizer(
     """Group 0 is the policy, group 1 the critic; the two share no parameter and no state.
 
     Raises:
-        ValueError: `optim` is unknown, or needs bitsandbytes and it is not installed.
+        ValueError: `optim` needs bitsandbytes and it is not installed.
     """
     groups = [{"params": list(policy_parameters), "lr": config.learning_rate}]
     if critic_parameters:
@@ -60,16 +58,14 @@ def build_optimizer(
     }
     if config.optim in ("adamw_torch", "adamw_torch_fused"):
         return torch.optim.AdamW(groups, fused=config.optim == "adamw_torch_fused", **adam)
-    if config.optim in ("adamw_8bit", "paged_adamw_8bit"):
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise ValueError(
-                f"optim={config.optim!r} needs bitsandbytes: pip install bitsandbytes, or choose "
-                "adamw_torch."
-            ) from error
-        return AdamW8bit(groups, is_paged=config.optim == "paged_adamw_8bit", **adam)
-    raise ValueError(f"optim={config.optim!r} is not one of {', '.join(OPTIMIZERS)}.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            f"optim={config.optim!r} needs bitsandbytes: pip install bitsandbytes, or choose "
+            "adamw_torch."
+        ) from error
+    return AdamW8bit(groups, is_paged=config.optim == "paged_adamw_8bit", **adam)
 
 
 def build_scheduler(config: SPOConfig, optimizer: torch.optim.Optimizer, total_updates: int):

@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,9 @@ from tqdm import tqdm
 
 from spo.config import SPOConfig
 from spo.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from spo.trainer import SPOTrainer
 
 BAR_FORMAT = "{n_fmt}/{total_fmt} {bar} {desc}"
 
@@ -165,6 +168,25 @@ def summary(metrics: dict[str, Any]) -> str:
         parts.append(f"ev {metrics['spo/explained_variance']:.2f}")
     parts.append(f"{metrics['tokens_per_second']:.0f} tok/s")
     return " ".join(parts)
+
+
+def closing_words(trainer: "SPOTrainer") -> str:
+    """Before and after, where everything is, and how to look at it."""
+    run = trainer.output_dir
+    lines = [""]
+    evaluations = trainer.reporter.evaluations
+    if len(evaluations) > 1:
+        (first, before), (last, after) = evaluations[0], evaluations[-1]
+        name = "eval/accuracy" if "eval/accuracy" in after else "eval/reward"
+        lines += [
+            f"held-out {name.removeprefix('eval/')}: {before[name]:.3f} before, {after[name]:.3f} "
+            f"after (steps {first} and {last})"
+        ]
+    lines += [f"model     {run}"]
+    lines += [f"critic    {run / 'critic'}"] if trainer.critic else []
+    lines += [f"metrics   {run / 'metrics.jsonl'}", f"rollouts  {run / 'rollouts'}"]
+    lines += [f"inspect   python app.py {run}"]
+    return "\n".join(lines)
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -336,24 +336,6 @@ def stack_rows(
     )
 
 
-def pad_rows(*columns: list) -> tuple[np.ndarray, ...]:
-    """Ragged columns of one length per row -> float32 (b, T) each, and the mask last.
-
-    >>> values, mask = pad_rows([[1.0], [2.0, 3.0]])
-    >>> values
-    array([[1., 0.],
-           [2., 3.]], dtype=float32)
-    """
-    lengths = np.array([len(row) for row in columns[0]])
-    mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
-    padded = []
-    for rows in columns:
-        array = np.zeros(mask.shape, np.float32)
-        array[mask] = np.concatenate([np.asarray(row, np.float32) for row in rows])
-        padded.append(array)
-    return *padded, mask
-
-
 def select_rows(rollouts: Rollouts, rows: Any) -> Rollouts:
     """Only the given completions, by slice, mask or index array."""
     chosen = np.arange(len(rollouts))[rows]

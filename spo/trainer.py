@@ -103,7 +103,9 @@ class SPOTrainer:
         self.has_critic = value_model is not None or self.path_value is not None
         self.args.check_batches(self.accelerator.num_processes, self.has_critic)
 
-        self.processing_class = resolve_tokenizer(model, processing_class)
+        self.processing_class = resolve_tokenizer(
+            model, processing_class, self.args.model_init_kwargs
+        )
         self.train_dataset = self._prepare(train_dataset, "train_dataset")
         self.eval_dataset = None
         if eval_dataset is not None:
@@ -299,7 +301,7 @@ class SPOTrainer:
             save_rollouts(rollouts, path, credit, self.args, self.run_id)
         self.callbacks.call("on_log", logs=metrics)
         self.callbacks.call("on_step_end")
-        last = step == self.max_steps
+        last = step == self.max_steps or self.control.should_training_stop
         wanted = self._due(step, self.args.eval_steps) or last or self.control.should_evaluate
         if self.eval_dataset is not None and wanted:
             self.control.should_evaluate = False
@@ -391,7 +393,9 @@ class SPOTrainer:
             processing_classes,
             max_completion_length=self.args.max_completion_length,
             device=self.accelerator.device,
-            quantization_config=quantization_config(self.args.reward_bits),
+            quantization_config=quantization_config(
+                self.args.reward_bits, compute_dtype=self.args.compute_dtype
+            ),
         )
         weights = self.args.reward_weights
         if weights is not None and len(weights) != len(self.reward_functions):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spo.advantages import Credit, assign_credit
+from spo.advantages import Credit, monte_carlo_returns
 from spo.checkpoints import save_offending_rows
 from spo.losses import kl_k3, policy_loss, positive_nll, token_weights, value_loss
 from spo.models import Network
@@ -126,13 +126,10 @@ class Updater:
 
         Its gradient waits in the parameters for the step of the optimizer.
         """
-        zeros = np.zeros(self.mask.shape, np.float32)
-        self.rollouts = replace(self.rollouts, token_values=zeros)
-        returns = assign_credit(self.rollouts, self.args).token_returns  # no value enters them
-        self.targets = returns - self.path_values
+        self.targets = monte_carlo_returns(self.rollouts, self.args) - self.path_values
         rows = np.arange(len(self.rollouts))
         self.value_weights = self._weights(rows, "dapo")
-        self.values = zeros.copy()
+        self.values = np.zeros(self.mask.shape, np.float32)
         with_tokens = rows[self.rollouts.lengths > 0]
         self._accumulate(self.trainer.critic, self._mine(with_tokens), self._first_value_loss)
         values = torch.from_numpy(self.values).to(self.accelerator.device)
@@ -159,7 +156,8 @@ class Updater:
         self._step(updated)
 
     def _metrics(self) -> dict[str, float]:
-        """Means over the batch's updates, the same on every process."""
+        """Means over the batch's updates, the same on every process; gradient norms and learning
+        rates are the last one's."""
         names = ["policy_loss", "value_loss", "clipped", "approx_kl", "policy_tokens"]
         sums = torch.tensor(
             [self.sums[name] for name in names],
@@ -310,7 +308,9 @@ class Updater:
                 self._stop(f"the gradient norm is {norm.item()}", self.rows)
         optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.step()
+        trained = (p for group in optimizer.param_groups for p in group["params"])
+        if self.accelerator.scaler is None or any(p.grad is not None for p in trained):
+            optimizer.step()  # a loss scaler refuses one without gradients
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1

@@ -8,7 +8,14 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spo.advantages import MIN_STD, assign_credit, group_advantages, normalize, segment_gae
+from spo.advantages import (
+    MIN_STD,
+    assign_credit,
+    group_advantages,
+    monte_carlo_returns,
+    normalize,
+    segment_gae,
+)
 from spo.config import SPOConfig
 from spo.rollouts import Rollouts, select_rows
 from spo.segments import segment_ids_from_boundaries
@@ -366,6 +373,17 @@ def test_lam_critic_1_makes_returns_the_reward_to_go():
     credit = assign_credit(batch, config(entropy_percentile=0.4, lam=0.3))
     to_go = np.cumsum(dense[:, ::-1], 1)[:, ::-1]
     equal(credit.token_returns, np.where(batch.completion_mask, to_go, 0))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"mask_truncated_completions": True}, {"kl_in_reward": True, "beta": 0.3}]
+)
+def test_monte_carlo_returns_are_the_critics_targets_whatever_its_values(settings):
+    batch = reference.rollouts(LENGTHS, 2, truncated=[3], unscorable=[0])
+    args = config(entropy_percentile=0.4, lam=0.3, **settings)
+    returns = monte_carlo_returns(batch, args)
+    assert np.abs(returns).max() > 0.1
+    equal(assign_credit(batch, args).token_returns, returns)
 
 
 def test_returns_come_from_raw_advantages():

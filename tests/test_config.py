@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from spo.config import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, SPOConfig, literal_choices
 
@@ -36,6 +37,12 @@ def test_the_defaults_are_the_papers_and_silent():
 def test_the_resolved_config_is_json_and_makes_the_same_config():
     config = SPOConfig(reward_weights=[1.0, 0.5], model_init_kwargs={"a": 1}, epsilon_high=0.28)
     assert SPOConfig(**json.loads(config.to_json_string())) == config
+
+
+def test_types_of_torch_are_saved_by_name():
+    config = SPOConfig(model_init_kwargs={"dtype": torch.bfloat16})
+    assert config.to_dict()["model_init_kwargs"] == {"dtype": "bfloat16"}
+    assert config.model_init_kwargs == {"dtype": torch.bfloat16}
 
 
 def test_defaults_are_not_shared():
@@ -302,4 +309,4 @@ def test_every_field_has_help_and_a_heading():
 def test_literal_choices_are_the_annotations():
     choices = literal_choices(SPOConfig)
     assert choices["importance_sampling_level"] == ("token", "segment", "sequence")
-    assert "optim" not in choices
+    assert "report_to" not in choices

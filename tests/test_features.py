@@ -127,6 +127,15 @@ def test_alone_it_is_fitted_before_the_policy_moves_and_resumes(tmp_path):
     assert not all(map(torch.equal, before, again.policy.parameters))
 
 
+def test_a_step_without_any_gradient_is_none_of_the_optimizers(tmp_path, monkeypatch):
+    """torch's loss scaler, there under fp16, refuses it."""
+    flags = {"value_features": "surprisal", "num_generations": 1}
+    trainer = make_trainer(tmp_path, value_warmup_steps=2, **flags)
+    trainer.accelerator.scaler = object()
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: pytest.fail("there is no gradient"))
+    trainer.train()
+
+
 def test_by_default_they_stand_beside_a_network_given_in_any_form(tmp_path):
     beside = make_trainer(tmp_path / "beside", value_model="policy")
     assert beside.path_value is not None

@@ -4,12 +4,22 @@ from dataclasses import fields
 
 import pytest
 import torch
-from tiny import tiny_llama
-from transformers import LlamaConfig
+from peft import get_peft_model
+from tiny import tiny_llama, tiny_reward_model
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, OPTConfig
 
+import train_spo
 from spo import SPOConfig, models
-from spo.loading import lora_config
-from spo.memory import CARD_RESERVE, GIB, MemoryEstimate, estimate_memory, meta_model
+from spo.loading import load_policy, lora_config
+from spo.memory import (
+    CARD_RESERVE,
+    GIB,
+    MemoryEstimate,
+    UnpredictableModelError,
+    estimate_memory,
+    estimate_run,
+    meta_model,
+)
 
 CONFIG = LlamaConfig(
     vocab_size=512,
@@ -119,3 +129,73 @@ def test_the_remedy_is_for_the_largest_part():
         plan = MemoryEstimate(**sizes | {part: 50 * GIB})
         with pytest.raises(ValueError, match=f"this card has 8.0: 42.9 too little; use --{remedy}"):
             plan.check_card(8 * GIB)
+
+
+# --- runs by name ----------------------------------------------------------------------------
+def estimate_of(name, peft_config=None, loading=None, **changes):
+    return estimate_run(
+        str(name), config(**changes), peft_config, bits=None, nested=False, loading=loading or {}
+    )
+
+
+def test_the_type_asked_for_is_counted(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    full, half = (estimate_of(tmp_path, loading={"dtype": d}) for d in ("float32", "float16"))
+    assert half.weights == full.weights / 2
+    assert estimate_of(tmp_path, lora_config(4, 8), bf16=True).weights == full.weights / 2
+    assert estimate_of(tmp_path, loading={"dtype": "auto"}).weights == full.weights
+
+
+def test_a_critic_with_weights_of_its_own_is_counted(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "policy")
+    tiny_reward_model(layers=4).save_pretrained(tmp_path / "reward")
+    policy, peft = tmp_path / "policy", lora_config(4, 8)
+    decoder = sum(p.nbytes for p in tiny_reward_model(layers=4).model.parameters())
+    trained, frozen = (
+        estimate_of(
+            policy, peft, value_model_path=str(tmp_path / "reward"), value_use_peft=use_peft
+        )
+        for use_peft in (False, True)
+    )
+    shared = estimate_of(policy, peft)
+    assert trained.reference_and_critic == pytest.approx(decoder, rel=0.2)
+    assert frozen.reference_and_critic == trained.reference_and_critic
+    assert trained.gradients > decoder > frozen.gradients > 0
+    assert shared.reference_and_critic == 0
+    assert trained.activations > shared.activations  # four layers instead of two
+
+
+def test_an_adapter_to_go_on_with_is_counted_as_a_fresh_one(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    base = load_policy(str(tmp_path / "base"))
+    get_peft_model(base, lora_config(4, 8)).save_pretrained(tmp_path / "adapter")
+    assert estimate_of(tmp_path / "adapter") == estimate_of(tmp_path / "base", lora_config(4, 8))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64),
+        OPTConfig(
+            hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+        ),
+    ],
+    ids=["gpt2", "opt"],
+)
+def test_other_families_call_their_widths_otherwise(other, tmp_path):
+    other.save_pretrained(tmp_path)
+    plan = estimate_of(tmp_path)
+    model = AutoModelForCausalLM.from_config(other)
+    assert plan.weights == sum(p.nbytes for p in model.parameters())
+    assert plan.activations > 0
+
+
+def test_a_model_that_looks_at_its_numbers_cannot_be_predicted(tmp_path):
+    GPTJConfig(n_embd=32, n_layer=2, n_head=2, rotary_dim=8, vocab_size=64).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UnpredictableModelError, match="GPTJForCausalLM cannot be predicted"):
+        estimate_of(tmp_path)
+    arguments = train_spo.ModelArguments(model_name_or_path=str(tmp_path))
+    with pytest.warns(UserWarning, match="cannot be predicted"):
+        train_spo.check_card(arguments, config(), 8 * GIB)

@@ -94,6 +94,32 @@ def test_only_the_decoders_linear_layers_are_quantised(folder, bits):
         assert model.get_submodule(name).weight.dtype == torch.float32
 
 
+def test_products_with_4_bit_weights_run_in_the_precision_of_the_run(tmp_path):
+    for flags, dtype in (
+        ({}, "float32"),
+        ({"bf16": True}, "bfloat16"),
+        ({"fp16": True}, "float16"),
+    ):
+        args = SPOConfig(**flags)
+        config = quantization_config(4, compute_dtype=args.compute_dtype)
+        assert config.bnb_4bit_compute_dtype == getattr(torch, dtype)
+
+
+def test_an_adapter_is_trained_further_on_a_quantised_base(folder, tmp_path):
+    runs.make_trainer(tmp_path / "run", folder, peft_config=lora_config(4, 8)).train()
+    again = runs.make_trainer(
+        tmp_path / "again",
+        str(tmp_path / "run"),
+        quantization_config=quantization_config(4, compute_dtype="float32"),
+    )
+    layers = [m for m in again.policy.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    before = runs.weights_of(again)
+    assert len(layers) == 14
+    assert all(weights.any() for weights in before.values())
+    again.train()
+    assert not runs.same_bits(runs.weights_of(again), before)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_policy_and_critic_train_on_one_quantised_base(folder, bits, tmp_path):
     trainer = runs.make_trainer(

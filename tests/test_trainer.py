@@ -403,7 +403,7 @@ def test_callbacks_are_called_and_listened_to(tmp_path):
     )
     trainer.train()
     lines = runs.metrics_of(run)
-    evaluation, rewards = lines[0]["eval/reward"], [line["reward"] for line in lines[1:]]
+    evaluation, rewards = lines[0]["eval/reward"], [line["reward"] for line in lines[1:-1]]
     assert recorder.events == [
         ("begin", 0, 5),
         ("evaluate", evaluation),
@@ -412,9 +412,22 @@ def test_callbacks_are_called_and_listened_to(tmp_path):
         ("save", 1),
         ("log", pytest.approx(rewards[1])),
         ("step", 2, 0.5),
+        ("evaluate", lines[-1]["eval/reward"]),  # stopped early: this step was the last
         ("end", 2),
     ]
     assert (run / "checkpoint-000001").exists()
+
+
+def test_a_rollout_function_needs_a_token_before_the_first_one(tmp_path):
+    trainer = runs.make_trainer(
+        tmp_path / "run",
+        rollout_func=lambda prompts, trainer: {
+            "prompt_ids": [[] for _ in prompts],
+            "completion_ids": [[1, 258] for _ in prompts],
+        },
+    )
+    with pytest.raises(ValueError, match="empty prompt_ids"):
+        trainer.train()
 
 
 def test_a_rollout_function_samples_instead(tmp_path):
