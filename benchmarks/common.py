@@ -77,10 +77,12 @@ def _public(argument: str) -> str:
 
 
 def commit() -> str | None:
-    """The commit that ran, with "+changes" where the working tree differs; None without git."""
+    """The commit that ran, with "+changes" where code or recipes differ from it; None without
+    git."""
+    code = ("spo", "recipes", "train_spo.py", "benchmarks/*.py")
     try:
         revision = _git("rev-parse", "--short=12", "HEAD")
-        return revision + "+changes" * bool(_git("status", "--porcelain", "-uno", "--", "spo"))
+        return revision + "+changes" * bool(_git("status", "--porcelain", "-uno", "--", *code))
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -57,6 +57,10 @@ def test_the_baseline_is_grpo_mode_at_its_better_learning_rate():
     assert rows["spo"]["target"] == 0.6
     assert rows["spo"]["samples_ratio"] == 0.5
     assert rows["grpo"]["samples_ratio"] is None
+    # three quarters of the way up, at 0.5, the rate that ends lower is the faster one
+    assert rows["spo"]["early_samples_ratio"] == 0.75
+    assert rows["grpo"]["early_samples_ratio"] == 1.0
+    assert rows["grpo_slow"]["early_samples_ratio"] == 1.5
 
 
 def test_accuracy_when_the_other_trainers_time_is_up():
