@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import train_spo
 from spo import SPOConfig
 
-SEED_METRICS = (
+PROMISED_METRICS = (
     "spo/policy_loss",
     "spo/value_loss",
     "spo/mean_segments_per_sequence",
     "spo/clip_fraction",
 )
 METRICS = (
-    *SEED_METRICS,
+    *PROMISED_METRICS,
     "step",
     "epoch",
     "reward",

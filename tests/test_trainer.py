@@ -1,4 +1,4 @@
-"""SPOTrainer from Python: the seed's examples, what training changes, what it saves."""
+"""SPOTrainer from Python: usage examples, what training changes, what it saves."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def lora(**overrides):
     return LoraConfig(**runs.LORA | overrides)
 
 
-# --- the seed's usage examples, as written apart from the import line ------------------------
+# --- usage examples, as a TRL user writes them -----------------------------------------------
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A working folder where the examples' names lead to tiny stand-ins."""
@@ -58,7 +58,7 @@ def assert_trained(trainer, has_critic):
     AutoModelForCausalLM.from_pretrained(run)
 
 
-def test_seed_example_basic(hub):
+def test_example_basic(hub):
     # Load dataset
     dataset = load_dataset("trl-lib/tldr", split="train")
 
@@ -86,7 +86,7 @@ def test_seed_example_basic(hub):
     assert_trained(trainer, has_critic=False)
 
 
-def test_seed_example_pretrained_value_model(hub):
+def test_example_pretrained_value_model(hub):
     dataset = load_dataset("trl-lib/tldr", split="train")
     config = SPOConfig(output_dir="spo-model", learning_rate=1e-5)
 
@@ -106,7 +106,7 @@ def test_seed_example_pretrained_value_model(hub):
     assert_trained(trainer, has_critic=True)
 
 
-def test_seed_example_value_model_path(hub):
+def test_example_value_model_path(hub):
     config = SPOConfig(
         output_dir="spo-model",
         value_model_path="path/to/reward/model",  # Load value model from path
@@ -122,7 +122,7 @@ def test_seed_example_value_model_path(hub):
     assert_trained(trainer, has_critic=True)
 
 
-def test_seed_example_without_value_network(hub):
+def test_example_without_value_network(hub):
     config = SPOConfig(
         output_dir="spo-model",
         use_value_network=True,  # Will fall back if no model provided

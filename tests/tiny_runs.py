@@ -38,7 +38,7 @@ def prompts(count: int = 8) -> Dataset:
 
 
 def distinct(completions, **kwargs) -> list[float]:
-    """The reward of the seed's usage example."""
+    """The reward of the usage examples."""
     return [float(len(set(completion))) for completion in completions]
 
 
