@@ -6,6 +6,8 @@
 Every field of SPOConfig and of the classes below is a flag; --help lists them.
 """
 
+from __future__ import annotations
+
 import shlex
 import sys
 import warnings
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spo.cli import Parser
-from spo.config import SPOConfig, option
+from spo.config import SPOConfig
+from spo.options import check_types, option
 
 HERE = Path(__file__).resolve().parent
 QUICKSTART = HERE / "recipes" / "quickstart.yaml"
@@ -60,6 +63,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        check_types(self)
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are both set; choose one.")
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
@@ -116,6 +120,9 @@ class ScriptArguments:
         MODEL,
     )
 
+    def __post_init__(self):
+        check_types(self)
+
 
 def main(argv: list[str]) -> None:
     parser = Parser((ModelArguments, ScriptArguments, SPOConfig), prog="train_spo.py")
@@ -129,22 +136,28 @@ def main(argv: list[str]) -> None:
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
     from spo.reporting import closing_words
+    from spo.rewards import RewardError
 
     trainer.run_details |= {
         "dataset": script_args.dataset_name,
         "reward_functions": ", ".join(script_args.reward_funcs),
         "command": f"accelerate launch {shlex.join(['train_spo.py', *argv])}",
     }
-    trainer.train()
+    try:
+        trainer.train()
+    except RewardError as error:
+        if error.__cause__ is not None:  # the traceback of the person's own code
+            raise
+        parser.error(str(error))
     trainer.reporter.print(closing_words(trainer))
 
 
 def _check_required(model_args: ModelArguments, script_args: ScriptArguments) -> None:
-    for name, value in (
-        ("model_name_or_path", model_args.model_name_or_path),
-        ("dataset_name", script_args.dataset_name),
-        ("reward_funcs", script_args.reward_funcs),
-    ):
+    needed = {"model_name_or_path": model_args.model_name_or_path}
+    if not script_args.estimate_memory:
+        needed["dataset_name"] = script_args.dataset_name
+        needed["reward_funcs"] = script_args.reward_funcs
+    for name, value in needed.items():
         if not value:
             raise ValueError(f"--{name} is missing; give it on the command line or in --config.")
 
@@ -158,11 +171,13 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     import torch
 
     from spo import SPOTrainer
-    from spo.checkpoints import refuse_another_run
+    from spo.checkpoints import find_checkpoint, refuse_another_run
     from spo.loading import quantization_config
 
     if args.output_dir and not (args.resume_from_checkpoint or args.overwrite_output_dir):
         refuse_another_run(Path(args.output_dir))
+    if args.resume_from_checkpoint:
+        find_checkpoint(Path(args.output_dir or "runs"), args.resume_from_checkpoint)
     args.model_init_kwargs = model_args.init_kwargs | (args.model_init_kwargs or {})
     if torch.cuda.is_available() and not args.use_cpu:
         check_card(model_args, args, torch.cuda.get_device_properties(0).total_memory)
@@ -245,9 +260,10 @@ def load_data(script_args: ScriptArguments):
 
 def as_prompts(dataset, script_args: ScriptArguments):
     """The prompts in column "prompt", as chat messages if there is a system prompt."""
-    from spo.data import as_chat
+    from spo.data import as_chat, require_column
 
     if script_args.prompt_column != "prompt":
+        require_column(dataset, script_args.prompt_column)
         dataset = dataset.rename_column(script_args.prompt_column, "prompt")
     return as_chat(dataset, script_args.system_prompt) if script_args.system_prompt else dataset
 

@@ -232,4 +232,4 @@ def report(folder: Path, modes: tuple[str, ...], out: Path) -> None:
         return  # all of it was tried with other settings
     plot(tasks, modes, out / "learning.png")
     table = {task: summarise(runs) for task, runs in tasks.items()}
-    write_result("learning", {"tasks": table}, out)
+    print(write_result("learning", {"tasks": table}, out))

@@ -17,7 +17,7 @@ from spo.inspector.export import export_group  # noqa: E402
 from spo.inspector.folder import Folder  # noqa: E402
 from spo.inspector.reading import read_step  # noqa: E402
 
-MODULES = ("__init__", "config", "segments", "advantages", "rollouts")
+MODULES = ("__init__", "config", "options", "segments", "advantages", "rollouts")
 SHOWN = ("quickstart", 12)
 """Run and prompt group of the static Space, at the run's last saved step."""
 

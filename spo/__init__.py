@@ -5,6 +5,7 @@ The names below load on first use, so that reading rollouts or recomputing credi
 """
 
 import logging
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ __all__ = ["SPOConfig", "SPOTrainer"]
 # bitsandbytes 0.50 warns at import, on CPUs with AVX512-BF16, that an optional kernel package is
 # missing; nothing here uses it
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# PEFT 0.21 asks Transformers 5.23 for an attribute by its old name, once for every adapter
+warnings.filterwarnings(
+    "ignore", message=".*is_gradient_checkpointing", category=FutureWarning, module="transformers"
+)
 
 _HOME = {"SPOConfig": "spo.config", "SPOTrainer": "spo.trainer"}
 

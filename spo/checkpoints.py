@@ -148,8 +148,12 @@ def trained_weights(trainer: "SPOTrainer") -> dict[str, torch.Tensor]:
 
 def resume(trainer: "SPOTrainer", checkpoint: str | bool) -> int:
     """Restore a checkpoint into the trainer; returns the steps it had done."""
-    path = _find_checkpoint(trainer.output_dir, checkpoint)
+    path = find_checkpoint(trainer.output_dir, checkpoint)
     state = json.loads((path / STATE_FILE).read_text())
+    if state["step"] > trainer.max_steps:
+        raise ValueError(
+            f"{path} has done {state['step']} steps, more than max_steps={trainer.max_steps}."
+        )
     saved = load_file(path / WEIGHTS_FILE)
     current = trained_weights(trainer)
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
@@ -163,7 +167,8 @@ def resume(trainer: "SPOTrainer", checkpoint: str | bool) -> int:
     return state["step"]
 
 
-def _find_checkpoint(output_dir: Path, checkpoint: str | bool) -> Path:
+def find_checkpoint(output_dir: Path, checkpoint: str | bool) -> Path:
+    """The folder "latest" (or True) or a path stands for; ValueError if it is no checkpoint."""
     if checkpoint is True or checkpoint == "latest":
         found = checkpoints_in(output_dir)
         if not found:

@@ -10,20 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import numbers
-import re
+import os
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-
-def option(default: Any, help: str, group: str) -> Any:
-    """A dataclass field that carries its help text and the heading it stands under."""
-    metadata = {"help": help, "group": group}
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
+from spo.options import check_types, option
 
 CREDIT = "credit assignment"
 CRITIC = "critic"
@@ -73,15 +65,6 @@ NOT_NEGATIVE = (
     "cliprange_value",
     "epsilon_high",
 )
-TYPES = {
-    "bool": bool,
-    "int": numbers.Integral,
-    "float": numbers.Real,
-    "list": list,
-    "dict": dict,
-}
-"""What a field may hold, by how its annotation begins."""
-
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
 
@@ -451,27 +434,12 @@ class SPOConfig:
     def __post_init__(self):
         if isinstance(self.scale_rewards, bool):  # TRL accepts both forms
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        self._check_types()
+        for name in ("output_dir", "value_model_path", "resume_from_checkpoint"):
+            if isinstance(getattr(self, name), os.PathLike):
+                setattr(self, name, os.fspath(getattr(self, name)))
+        check_types(self)
         self._check_ranges()
         self._check_combinations()
-
-    def _check_types(self):
-        """Literal fields hold one of their values; other slips are mostly YAML's."""
-        for name, choices in literal_choices(type(self)).items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}."
-                )
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), TYPES.get(re.match("[a-z]*", field.type)[0])
-            if kind is None or isinstance(value, kind) or (value is None and "None" in field.type):
-                continue
-            if isinstance(value, str):
-                raise ValueError(
-                    f"{field.name}={value!r} is text, not {field.type} (in YAML write 1.0e-5, not "
-                    "1e-5)."
-                )
-            raise ValueError(f"{field.name}={value!r} is not {field.type}.")
 
     def _check_ranges(self):
         for name in FRACTIONS:
@@ -556,8 +524,8 @@ class SPOConfig:
             raise ValueError(
                 f"A rollout batch of {rollout} completions cannot be cut into groups of "
                 f"num_generations={self.num_generations} and updates of {update} completions "
-                f"(per_device_train_batch_size × gradient_accumulation_steps × {num_processes} "
-                f"processes); {fits} completions would fit."
+                f"(per_device_train_batch_size × gradient_accumulation_steps × processes, here "
+                f"{num_processes}); set generation_batch_size to {fits}."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -573,11 +541,3 @@ class SPOConfig:
     def to_json_string(self) -> str:
         """The resolved configuration as saved with every run."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
-
-
-def literal_choices(cls: type) -> dict[str, tuple[str, ...]]:
-    """The allowed values of every field annotated with Literal."""
-    from typing import get_args, get_origin, get_type_hints
-
-    hints = get_type_hints(cls)
-    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}

@@ -204,7 +204,7 @@ def as_chat(dataset: "Dataset", system_prompt: str) -> "Dataset":
 
     Prompts that are messages already get it in front, unless they begin with a system message.
     """
-    _require_column(dataset, "prompt")
+    require_column(dataset, "prompt")
     chats = []
     for prompt in dataset["prompt"]:
         turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
@@ -292,12 +292,13 @@ def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_
         raise ValueError(f"overlong_prompts: {overlong_prompts!r} is not drop or truncate_left.")
     if max_prompt_length is not None and max_prompt_length < 1:
         raise ValueError(f"max_prompt_length must be at least 1, not {max_prompt_length}.")
-    _require_column(dataset, prompt_column)
+    require_column(dataset, prompt_column)
     for taken in {"prompt_text", "prompt_ids"} & set(columns):
         raise ValueError(f"The dataset has a column {taken!r}, which is added here: rename it.")
 
 
-def _require_column(dataset: "Dataset", column: str) -> None:
+def require_column(dataset: "Dataset", column: str) -> None:
+    """ValueError where a data set has no such column."""
     columns = dataset.column_names
     if column not in columns:
         hint = nearest_hint(column, columns)
@@ -361,13 +362,13 @@ def _num_added_special_tokens(tokenizer) -> tuple[int, int]:
 
 
 def nearest_hint(name: str, candidates) -> str:
-    """The end of an error sentence: the most similar valid name, or nothing.
+    """For an error sentence: the most similar valid name, or nothing.
 
     >>> nearest_hint("promt", ["answer", "prompt"])
-    "; did you mean 'prompt'?"
+    " (did you mean 'prompt'?)"
     """
     matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 # --- step number → rows ---------------------------------------------------------------------------

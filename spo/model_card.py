@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 import spo
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def model_card(trainer: "SPOTrainer") -> str:
             cells = (f"{metrics[n]:.3f}" if n in metrics else "" for n in names)
             lines.append(f"| {step} | {' | '.join(cells)} |")
         lines.append("")
-    settings = "\n".join(f"{key}: {value}" for key, value in trainer.args.to_dict().items())
+    settings = yaml.safe_dump(trainer.args.to_dict(), sort_keys=False).rstrip()
     lines += ["## Configuration", "", "```yaml", settings, "```", "", "## Sources", "", CITATIONS]
     return "\n".join(lines)
 

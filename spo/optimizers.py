@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType
 from transformers import Adafactor, get_scheduler
 
@@ -15,6 +16,11 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
     """One process per device, gradients summed by us; sharded models are refused."""
     # else the first trainer's precision would bind all later ones of this Python session
     AcceleratorState._reset_state()
+    if args.report_to not in ("none", *map(str, get_available_trackers())):
+        raise ValueError(
+            f"report_to={args.report_to!r}: there is no such tracker, or its package is not "
+            f"installed (pip install {args.report_to})."
+        )
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         cpu=args.use_cpu,

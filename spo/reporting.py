@@ -79,8 +79,15 @@ class Reporter:
         """A line of its own, and the trackers."""
         self.evaluations.append((step, metrics))
         self._write(step, metrics)
-        shown = {k: v for k, v in metrics.items() if not k.startswith("eval/completions")}
-        self.print(f"step {step} " + "  ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+        of_functions = [name for name in metrics if name.startswith("eval/rewards/")]
+        hidden = of_functions if len(of_functions) == 1 else []  # it is the reward itself
+        shown = {
+            name.removeprefix("eval/").removesuffix("/mean"): value
+            for name, value in metrics.items()
+            if name not in (*hidden, "eval/completions/mean_length")
+        }
+        found = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        self.print(f"step {step} held-out: {found}")
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.tracking:
@@ -109,7 +116,7 @@ class Reporter:
         for i in range(0, len(rollouts), stride)[: args.num_completions_to_print]:
             # Text, not str: markup in model output is shown, never interpreted
             table.add_row(
-                Text(_shortened(rollouts.prompts[i], 120)),
+                Text(_ending(rollouts.prompts[i], 120)),
                 Text(_shortened(rollouts.completions[i], 240)),
                 f"{rollouts.completion_rewards[i]:.2f}",
             )
@@ -191,3 +198,8 @@ def closing_words(trainer: "SPOTrainer") -> str:
 
 def _shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _ending(text: str, limit: int) -> str:
+    """Prompts begin alike and end in what is asked."""
+    return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]

@@ -127,8 +127,7 @@ def test_entropy_percentile_is_a_fraction(value):
 )
 def test_sizes_that_do_not_divide_are_told_which_would(sizes, tmp_path):
     message = refused(output_dir=tmp_path / "run", **sizes)
-    numbers = re.search(r"processes\); ([\d or]+) completions would fit", message)[1]
-    for number in numbers.split(" or "):
+    for number in re.search(r"set generation_batch_size to ([\d or]+)\.", message)[1].split(" or "):
         fitting = {k: v for k, v in sizes.items() if k != "steps_per_generation"}
         runs.make_trainer(tmp_path / number, **fitting | {"generation_batch_size": int(number)})
 

@@ -3,13 +3,15 @@
 import ast
 import dataclasses
 import json
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from spo.config import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, SPOConfig, literal_choices
+from spo.config import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, SPOConfig
+from spo.options import literal_choices
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {field.name: field for field in dataclasses.fields(SPOConfig)}
@@ -232,10 +234,9 @@ def test_a_critic_is_wanted_where_one_is_named(settings, network, path):
     ],
 )
 def test_batches_that_do_not_divide_name_sizes_that_would(settings, processes):
-    with pytest.raises(ValueError, match="completions would fit") as error:
+    with pytest.raises(ValueError, match="set generation_batch_size to") as error:
         SPOConfig(**settings).check_batches(processes, has_critic=True)
-    fits = str(error.value).split(";")[-1]
-    sizes = [int(word) for word in fits.split() if word.isdigit()]
+    sizes = [int(number) for number in re.findall(r"\d+", str(error.value).split(";")[-1])]
     assert sizes
     settings = {k: v for k, v in settings.items() if k != "generation_batch_size"}
     for size in sizes:

@@ -1,6 +1,7 @@
 """spo.data: names → datasets, datasets → prompts, steps → rows."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_composite_takes_its_parts_as_plain_dicts():
         (
             "reasoning_gym/chain_sums",
             {},
-            "106 tasks but no 'chain_sums'; did you mean 'chain_sum'?",
+            "106 tasks but no 'chain_sums' (did you mean 'chain_sum'?)",
         ),
         ("reasoning_gym/chain_sum", {"options": {"max_term": 3}}, "did you mean 'max_terms'"),
         ("reasoning_gym/chain_sum", {"options": {"size": 0}}, "size must be positive"),
@@ -100,7 +101,7 @@ def test_composite_takes_its_parts_as_plain_dicts():
     ],
 )
 def test_a_name_that_cannot_be_loaded_is_one_sentence(name, kwargs, message):
-    with pytest.raises(ValueError, match=message.replace("?", r"\?")) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         load_dataset_by_name(name, **kwargs)
     assert "\n" not in str(error.value)
 
@@ -212,7 +213,7 @@ def test_a_system_prompt_makes_text_a_chat_and_stands_before_messages():
 
 
 def test_a_system_prompt_needs_the_prompt_column():
-    with pytest.raises(ValueError, match="no column 'prompt'; did you mean 'promt'"):
+    with pytest.raises(ValueError, match=r"no column 'prompt' \(did you mean 'promt'"):
         as_chat(Dataset.from_list([{"promt": "2+2="}]), "Be brief.")
 
 
@@ -245,7 +246,7 @@ def test_over_long_prompts_are_cut_on_the_left_and_counted(single, ids, text):
     ("rows", "kwargs", "message"),
     [
         ([], {}, "dataset is empty"),
-        ([{"promt": "a"}], {}, "no column 'prompt'; did you mean 'promt'?"),
+        ([{"promt": "a"}], {}, "no column 'prompt' (did you mean 'promt'?)"),
         ([{"prompt": 3}], {}, "row 0 of column 'prompt' is '3' (int)"),
         ([{"prompt": "a"}, {"prompt": None}], {}, "row 1 of column 'prompt' is 'None'"),
         ([{"prompt": [1, 2]}], {}, "must be a text or a non-empty list of chat messages"),

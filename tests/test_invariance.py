@@ -263,6 +263,15 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     assert kept == ["checkpoint-000003", "checkpoint-000004"]
 
 
+def test_a_run_is_not_cut_back_by_resuming_it_with_fewer_steps(tmp_path):
+    runs.make_trainer(tmp_path / "run", save_steps=1).train()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    fewer = runs.make_trainer(tmp_path / "run", max_steps=1, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="has done 2 steps, more than max_steps=1"):
+        fewer.train()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
 def test_a_checkpoint_of_other_models_is_refused(tmp_path):
     runs.make_trainer(tmp_path / "run", max_steps=1, save_steps=1).train()
     checkpoint = tmp_path / "run" / "checkpoint-000001"

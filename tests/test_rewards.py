@@ -210,8 +210,8 @@ def test_names_are_unique_and_readable():
 @pytest.mark.parametrize(
     ("func", "message"),
     [
-        ("math_verifi", "Unknown reward 'math_verifi'; did you mean 'math_verify'?"),
-        ("os.path:joinn", "os.path has no reward function 'joinn'; did you mean 'join'?"),
+        ("math_verifi", "Unknown reward 'math_verifi' (did you mean 'math_verify'?)"),
+        ("os.path:joinn", "os.path has no reward function 'joinn' (did you mean 'join'?)."),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("no_such_file.py:f", "No such file"),
         ("no/such-model", "Could not load the reward model 'no/such-model'"),

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import train_spo
 from spo import SPOConfig
+from spo.rewards import RewardError
 
 PROMISED_METRICS = (
     "spo/policy_loss",
@@ -176,6 +177,63 @@ def test_wrong_flags_are_one_line_and_no_traceback(flags, message, capsys):
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('use_peft: "false"', "use_peft='false' is text, not bool."),
+        ("lora_r: eight", "lora_r='eight' is text, not int."),
+        ("dtype: bf16", "dtype='bf16' is not one of auto, bfloat16, float16, float32, None."),
+        ("dataset_kwargs:", "dataset_kwargs=None is not dict[str, Any]."),
+        ("output_dir: 5", "output_dir=5 is not str | None."),
+        ("report_to: tensorbord", "report_to='tensorbord': there is no such tracker"),
+        ("resume_from_checkpoint: latest", "There is no complete checkpoint in"),
+    ],
+)
+def test_a_slip_in_a_recipe_is_one_line(line, message, tmp_path, capsys):
+    runs.script_inputs(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(line + "\n")
+    flags = [flag for flag in runs.script_flags(tmp_path / "run") if line.split(":")[0] not in flag]
+    with pytest.raises(SystemExit) as stopped:
+        train_spo.main([f"--config={recipe}", *flags])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_reward_that_cannot_be_used_is_one_line_and_code_that_raises_keeps_its_traceback(
+    tmp_path, capsys
+):
+    runs.script_inputs(tmp_path)
+    (tmp_path / "bad.py").write_text(
+        "def short(completions, **columns):\n    return [1.0]\n"
+        "def raises(completions, **columns):\n    return 1 / 0\n"
+    )
+    flags = runs.script_flags(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        train_spo.main([*flags, f"--reward_funcs={tmp_path / 'bad.py'}:short"])
+    assert "'short' returned 1 rewards for 8" in capsys.readouterr().err.splitlines()[-1]
+    flags.append("--overwrite_output_dir")
+    with pytest.raises(RewardError, match="'raises' raised ZeroDivisionError"):
+        train_spo.main([*flags, f"--reward_funcs={tmp_path / 'bad.py'}:raises"])
+
+
+def test_an_estimate_needs_nothing_but_the_model(tmp_path, capsys):
+    runs.folder(tmp_path / "model")
+    train_spo.main(["--estimate_memory", f"--model_name_or_path={tmp_path / 'model'}"])
+    assert "fits cards of: 8 GB" in capsys.readouterr().out
+
+
+def test_the_settings_in_the_model_card_are_a_recipe(launched):
+    inputs, _ = launched
+    card = (inputs / "run" / "README.md").read_text()
+    recipe = inputs / "of-the-card.yaml"
+    recipe.write_text(card.split("```yaml\n")[1].split("```")[0])
+    parser = train_spo.Parser((train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig))
+    *_, args = parser.parse([f"--config={recipe}"])
+    saved = json.loads((inputs / "run" / "spo_config.json").read_text())
+    assert args == SPOConfig(**saved)
 
 
 def test_the_script_goes_on_with_an_adapter(tmp_path):
