@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
+    load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -292,15 +291,15 @@ def _targets_in_critic_layers(model: PreTrainedModel, args: SPOConfig) -> list[s
     return chosen or names
 
 
-def load_shared_critic(policy: Network, folder: str) -> Network:
-    """A critic adapter that `save_critic` wrote, back on the policy's base."""
-    own, saved = policy.model.peft_config[POLICY], PeftConfig.from_pretrained(folder)
+def load_shared_critic(policy: Network, name: str) -> Network:
+    """A critic adapter that `save_model` wrote, back on the policy's base."""
+    own, saved = policy.model.peft_config[POLICY], PeftConfig.from_pretrained(name)
     if saved.base_model_name_or_path != own.base_model_name_or_path:
         raise ValueError(
-            f"The critic adapter in {folder} belongs to {saved.base_model_name_or_path!r}, not to "
+            f"The critic adapter in {name} belongs to {saved.base_model_name_or_path!r}, not to "
             f"{own.base_model_name_or_path!r}."
         )
-    state = load_file(Path(folder) / "adapter_model.safetensors")
+    state = load_peft_weights(name, device="cpu")
     weight = next(state.pop(key) for key in list(state) if key.endswith("score.weight"))
     saved.task_type, saved.modules_to_save = own.task_type, None
     policy.model.add_adapter(CRITIC, saved)
