@@ -64,15 +64,15 @@ class Network:
     def active(self) -> Iterator[nn.Module]:
         """Switch this network on and yield its decoder; afterwards the adapter from before is on:
         whoever holds the model finds the policy."""
-        before = self.model.active_adapter if self.adapter else None
-        if before != self.adapter and self.adapter:
+        before = self.model.active_adapter if self.adapter else self.adapter
+        if before != self.adapter:
             self.model.set_adapter(self.adapter)
         off = self.model.disable_adapter() if self.adapter == "" else nullcontext()
         try:
             with off:
                 yield decoder(self.model)
         finally:
-            if before != self.adapter and self.adapter:
+            if before != self.adapter:
                 self.model.set_adapter(before)
 
     @contextmanager
