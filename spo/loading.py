@@ -2,7 +2,9 @@
 weights are read.
 """
 
+import functools
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,6 +132,14 @@ def check_same_tokenizer(value_model_name: str, processing_class) -> None:
 
 def is_adapter(name: str) -> bool:
     """A PEFT adapter instead of a model: its folder, or its repository on the hub."""
+    if Path(name).is_dir():
+        return find_adapter_config_file(name) is not None
+    return _is_adapter_on_hub(name)
+
+
+@functools.cache
+def _is_adapter_on_hub(name: str) -> bool:
+    """Asked once: without a network every question costs half a minute of retries."""
     return find_adapter_config_file(name) is not None
 
 
