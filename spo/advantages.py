@@ -207,10 +207,9 @@ def rewards_in_loss(rollouts: "Rollouts", config: "SPOConfig") -> Float[np.ndarr
 
 def monte_carlo_returns(rollouts: "Rollouts", config: "SPOConfig") -> Float[np.ndarray, "B T"]:
     """Σ_{k ≥ t} r_k: the critic's targets where γ = λ_critic = 1, whatever its values are."""
-    mask = rollouts.loss_mask(config.mask_truncated_completions)
-    rewards = rewards_in_loss(rollouts, config).astype(np.float64)
-    to_go = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
-    return np.where(mask, to_go, 0.0).astype(np.float32)
+    rewards = rewards_in_loss(rollouts, config)  # 0 from a row's end on: so are their sums
+    to_go = np.cumsum(rewards[:, ::-1], axis=1, dtype=np.float64)[:, ::-1]
+    return to_go.astype(np.float32)
 
 
 def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
