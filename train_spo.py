@@ -73,16 +73,17 @@ class ModelArguments:
     def bits(self) -> int | None:
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
-    @property
-    def init_kwargs(self) -> dict[str, Any]:
-        """What from_pretrained is told beyond its defaults."""
+    def loading(self, args: SPOConfig) -> dict[str, Any]:
+        """What from_pretrained is told beyond its defaults; `model_init_kwargs` have the last
+        word."""
         given = {
             "revision": self.model_revision,
             "trust_remote_code": self.trust_remote_code,
             "dtype": self.dtype,
             "attn_implementation": self.attn_implementation,
         }
-        return {key: value for key, value in given.items() if value not in (None, False, "main")}
+        given = {key: v for key, v in given.items() if v not in (None, False, "main")}
+        return given | (args.model_init_kwargs or {})
 
 
 @dataclass
@@ -178,7 +179,7 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
         refuse_another_run(Path(args.output_dir))
     if args.resume_from_checkpoint:
         find_checkpoint(Path(args.output_dir or "runs"), args.resume_from_checkpoint)
-    args.model_init_kwargs = model_args.init_kwargs | (args.model_init_kwargs or {})
+    args.model_init_kwargs = model_args.loading(args)
     if torch.cuda.is_available() and not args.use_cpu:
         check_card(model_args, args, torch.cuda.get_device_properties(0).total_memory)
     quantization = quantization_config(
@@ -225,7 +226,7 @@ def estimate(model_args: ModelArguments, args: SPOConfig):
         peft_config_of(model_args),
         bits=model_args.bits,
         nested=model_args.use_bnb_nested_quant,
-        loading=model_args.init_kwargs | (args.model_init_kwargs or {}),
+        loading=model_args.loading(args),
     )
 
 

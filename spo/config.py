@@ -394,7 +394,7 @@ class SPOConfig:
 
     @property
     def compute_dtype(self) -> str:
-        """The type that products with 4-bit weights run in."""
+        """The name of the type that matrix products run in, those with 4-bit weights, too."""
         return {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}[self.mixed_precision]
 
     @property

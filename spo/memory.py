@@ -173,11 +173,10 @@ def estimate_memory(
     Raises:
         UnpredictableModelError: the architecture does not run without its weights.
     """
-    half = args.mixed_precision != "no"
     frozen = peft_config is not None
-    compute = 2 if half else 4
+    compute_dtype = getattr(torch, args.compute_dtype)
     weight_dtype = weight_dtype or (torch.bfloat16 if args.bf16 and frozen else torch.float32)
-    model = meta_model(model_config, torch.bfloat16 if half else torch.float32)
+    model = meta_model(model_config, compute_dtype)
     base_weights = _weight_bytes(model, bits, nested, weight_dtype.itemsize)
     if frozen:
         model = get_peft_model(model, copy.deepcopy(peft_config))
@@ -189,15 +188,9 @@ def estimate_memory(
     extra = 0.0 if frozen else base_weights * (args.beta > 0)
     of_critic = 0.0
     if value_config is not None:
-        critic = meta_model(value_config, torch.bfloat16 if half else torch.float32)
-        critic_dtype = weight_dtype if args.value_use_peft else torch.float32
-        extra += _weight_bytes(critic, args.value_bits, True, critic_dtype.itemsize)
-        if args.value_use_peft:
-            config = lora_config(args.value_lora_r, args.value_lora_alpha)
-            critic = get_peft_model(critic, config)
-        of_critic = sum(p.numel() for p in trainable_parameters(critic))
+        weights, of_critic, critic_pass = _separate_critic(value_config, args, weight_dtype, length)
+        extra += weights
         in_adapters += of_critic if args.value_use_peft else 0
-        critic_pass = _activation_bytes(critic, args, length, args.value_bits)
         activations = max(activations, critic_pass)
     elif args.wants_value_network and frozen:  # a second adapter on the policy's base
         num_layers = model_config.get_text_config().num_hidden_layers
@@ -206,9 +199,10 @@ def estimate_memory(
     elif args.wants_value_network:
         of_critic = trained
         extra += base_weights
-    if half and not frozen:  # autocast keeps a 16-bit copy of one network's weights in its pass
+    # autocast keeps a 16-bit copy of one network's weights in its pass
+    if compute_dtype.itemsize == 2 and not frozen:
         extra += trained * 2
-    generation = _generation_bytes(model_config, args, length, compute)
+    generation = _generation_bytes(model_config, args, length, compute_dtype.itemsize)
     if frozen and bits is None and args.fold_adapter:
         generation += _folded_bytes(model, weight_dtype.itemsize)
     return MemoryEstimate(
@@ -219,8 +213,22 @@ def estimate_memory(
         optimizer=OPTIMIZER_BYTES[args.optim] * (trained + of_critic),
         generation=generation,
         activations=activations,
-        logits=_logits_bytes(model_config, args, compute),
+        logits=_logits_bytes(model_config, args, compute_dtype.itemsize),
     )
+
+
+def _separate_critic(
+    config: PreTrainedConfig, args: SPOConfig, base_dtype: torch.dtype, length: int
+) -> tuple[float, int, float]:
+    """Of a critic that is a model of its own: bytes of weights, number of trained parameters and
+    bytes of activations."""
+    critic = meta_model(config, getattr(torch, args.compute_dtype))
+    dtype = base_dtype if args.value_use_peft else torch.float32
+    weights = _weight_bytes(critic, args.value_bits, True, dtype.itemsize)
+    if args.value_use_peft:
+        critic = get_peft_model(critic, lora_config(args.value_lora_r, args.value_lora_alpha))
+    trained = sum(p.numel() for p in trainable_parameters(critic))
+    return weights, trained, _activation_bytes(critic, args, length, args.value_bits)
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
@@ -322,7 +330,7 @@ def _layer_working_set(model, args: SPOConfig, tokens: int, bits: int | None) ->
 
     With gradient checkpointing the layer's own activations come on top, recomputed.
     """
-    itemsize = 2 if args.mixed_precision != "no" else 4
+    itemsize = getattr(torch, args.compute_dtype).itemsize
     hidden, intermediate = _widths(model.config.get_text_config())
     wide = tokens * (3 * intermediate + 4 * hidden) * itemsize
     if args.gradient_checkpointing:
