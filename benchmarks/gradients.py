@@ -30,13 +30,13 @@ from learning_tasks import MODES, TASKS
 
 from spo import SPOConfig, SPOTrainer
 from spo.advantages import assign_credit
-from spo.values.path import PathValue
 from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
 from spo.losses import token_weights
 from spo.metrics import explained_variance
 from spo.rollouts import Rollouts
 from spo.scoring import TokenRows, hidden_states, token_logprobs
 from spo.segments import segment_starts
+from spo.values.path import PathValue
 
 UNBIASED = "group mean, undivided"
 SETTINGS = {

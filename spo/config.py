@@ -107,13 +107,13 @@ class SPOConfig:
         False, "Train a LoRA adapter of a critic that value_model_path names by path or id.", CRITIC
     )
     value_lora_r: int = option(16, "Rank of the critic's own adapter.", CRITIC, low=1)
-    value_lora_alpha: int = option(32, "Scale of the critic's own adapter.", CRITIC)
+    value_lora_alpha: int = option(32, "Scale of the critic's own adapter.", CRITIC, low=1)
     value_layers: float = option(
         0.5,
         "Fraction of the layers, the last ones, that carry the adapter of a critic on the policy's "
         "base; the frozen ones below need no backward pass. 1 = all.",
         CRITIC,
-        low=0,
+        above=0,
         high=1,
     )
     value_load_in_4bit: bool = option(
@@ -189,7 +189,7 @@ class SPOConfig:
         None,
         "Upper bound of the ratio itself (two-sided clipping); must exceed 1 + epsilon.",
         LOSS,
-        low=0,
+        above=0,
     )
     num_iterations: int = option(1, "Passes over each rollout batch (the μ of GRPO).", LOSS, low=1)
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = option(
@@ -222,9 +222,9 @@ class SPOConfig:
     )
     max_completion_length: int = option(256, "Longest completion in tokens.", ROLLOUT, low=1)
     temperature: float = option(
-        1.0, "Sampling temperature; log-probs and entropies are taken at it, too.", ROLLOUT, low=0
+        1.0, "Sampling temperature; log-probs and entropies are taken at it, too.", ROLLOUT, above=0
     )
-    top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT, low=0, high=1)
+    top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT, above=0, high=1)
     top_k: int = option(0, "Sample among the k most likely tokens; 0 disables it.", ROLLOUT, low=0)
     per_device_generation_batch_size: int | None = option(
         None,
@@ -288,7 +288,7 @@ class SPOConfig:
         BATCH,
     )
     num_train_epochs: float = option(
-        1.0, "Passes over the prompts when max_steps is -1.", BATCH, low=0
+        1.0, "Passes over the prompts when max_steps is -1.", BATCH, above=0
     )
     shuffle_dataset: bool = option(True, "Shuffle the prompts anew in every epoch.", BATCH)
     per_device_eval_batch_size: int = option(
@@ -328,7 +328,7 @@ class SPOConfig:
     weight_decay: float = option(0.0, "Decoupled weight decay.", OPTIM, low=0)
     adam_beta1: float = option(0.9, "Adam's first-moment decay.", OPTIM, low=0, high=1)
     adam_beta2: float = option(0.999, "Adam's second-moment decay.", OPTIM, low=0, high=1)
-    adam_epsilon: float = option(1e-8, "Adam's denominator constant.", OPTIM, low=0)
+    adam_epsilon: float = option(1e-8, "Adam's denominator constant.", OPTIM, above=0)
     max_grad_norm: float = option(1.0, "Gradient clip of the policy; 0 disables it.", OPTIM, low=0)
     bf16: bool = option(False, "bfloat16 autocast.", OPTIM)
     fp16: bool = option(False, "float16 autocast with loss scaling (CUDA only).", OPTIM)
@@ -468,12 +468,6 @@ class SPOConfig:
 
     def _check_ranges(self):
         check_bounds(self)
-        if self.value_layers == 0:
-            raise ValueError("value_layers=0 leaves the critic no layer to learn in.")
-        if self.temperature == 0:
-            raise ValueError("temperature=0 must be above 0; for evaluation set eval_temperature.")
-        if self.top_p == 0:
-            raise ValueError("top_p=0 leaves no token to sample; 1 disables nucleus sampling.")
         try:
             re.compile(self.segment_delimiter)
         except re.error as error:

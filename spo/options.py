@@ -25,11 +25,17 @@ TYPES = {
 
 
 def option(
-    default: Any, help: str, group: str, *, low: float | None = None, high: float | None = None
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
 ) -> Any:
-    """A dataclass field with its help text, the heading it stands under, and its bounds, both
-    allowed values themselves."""
-    metadata = {"help": help, "group": group, "low": low, "high": high}
+    """A dataclass field with its help text, the heading it stands under, and the bounds of its
+    numbers: at least `low`, or more than `above`; at most `high`."""
+    metadata = {"help": help, "group": group, "low": low, "above": above, "high": high}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -43,19 +49,31 @@ def check_bounds(settings: Any) -> None:
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        low, high = field.metadata.get("low"), field.metadata.get("high")
-        numbers_in = value if isinstance(value, list) else [value]
-        for number in numbers_in:
-            if not isinstance(number, numbers.Real) or isinstance(number, bool):
-                continue
-            if not math.isfinite(number):
-                raise ValueError(f"{field.name}={number} must be a finite number.")
-            if low is not None and high is not None and not low <= number <= high:
-                raise ValueError(f"{field.name}={number} must lie in [{low}, {high}].")
-            if low == 0 and number < 0:
-                raise ValueError(f"{field.name}={number} must not be negative.")
-            if low is not None and number < low:
-                raise ValueError(f"{field.name}={number} must be at least {low}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, numbers.Real) and not isinstance(number, bool):
+                _check_number(field, number)
+
+
+def _check_number(field: dataclasses.Field, number: float) -> None:
+    low, above, high = (field.metadata[name] for name in ("low", "above", "high"))
+    inside = (
+        (low is None or number >= low)
+        and (above is None or number > above)
+        and (high is None or number <= high)
+    )
+    if inside and math.isfinite(number):
+        return
+    if high is not None:
+        bounds = f"lie in ({above}, {high}]" if low is None else f"lie in [{low}, {high}]"
+    elif above is not None:
+        bounds = f"be above {above}"
+    elif low == 0 and number < 0:
+        bounds = "not be negative"
+    elif low is not None and number < low:
+        bounds = f"be at least {low}"
+    else:
+        bounds = "be a finite number"
+    raise ValueError(f"{field.name}={number} must {bounds}.")
 
 
 def check_types(settings: Any) -> None:

@@ -91,7 +91,9 @@ class SPOTrainer:
         args.check_batches(accelerator.num_processes, args.wants_critic(value_model is not None))
         self.processing_class = resolve_tokenizer(model, processing_class, args.model_init_kwargs)
         self.train_dataset = self._prepare(train_dataset, "train_dataset")
-        self.eval_dataset = eval_dataset and self._prepare(eval_dataset, "eval_dataset")
+        self.eval_dataset = None
+        if eval_dataset is not None:
+            self.eval_dataset = self._prepare(eval_dataset, "eval_dataset")
         self.reward_functions = load_reward_functions(
             reward_funcs,
             reward_processing_classes,

@@ -239,7 +239,7 @@ def assert_resumable(trainer, step):
     """The checkpoint holds what the trainer holds: nothing was updated since."""
     weights = runs.weights_of(trainer)
     run = trainer.output_dir
-    has_critic = trainer.critic is not None
+    has_critic = trainer.critic.network is not None
     again = runs.make_trainer(
         run,
         value_model=runs.critic() if has_critic else None,
@@ -282,6 +282,10 @@ class Poison(TrainerCallback):
             self.head.weight.data[0, 0] = math.nan
 
 
+def networks_of(trainer):
+    return {"policy": trainer.policy, "critic": trainer.critic.network}
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -294,7 +298,7 @@ def test_networks_that_are_not_finite_update_nothing(network, message, tmp_path)
     trainer = runs.make_trainer(
         tmp_path / "run", value_model=runs.critic(), save_steps=1, callbacks=[poison]
     )
-    poison.head = getattr(trainer, network).head
+    poison.head = networks_of(trainer)[network].head
     with pytest.raises(NonFiniteLossError, match=message) as caught:
         trainer.train()
     path = re.search(r"the rows are in (\S+) and", str(caught.value))[1]
@@ -311,7 +315,7 @@ def test_networks_that_are_not_finite_update_nothing(network, message, tmp_path)
         max_steps=1,
     )
     again.train()
-    getattr(again, network).head.weight.data[0, 0] = 0.0
+    networks_of(again)[network].head.weight.data[0, 0] = 0.0
     assert runs.same_bits(weights, runs.weights_of(again))
 
 
@@ -331,7 +335,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing(tmp_path):
 
     class Break(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
-            weight = trainer.policy.parameters[0]
+            weight = trainer.policy.trainable[0]
             weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
 
     trainer = runs.make_trainer(tmp_path / "run", save_steps=1, callbacks=[Break])

@@ -9,18 +9,15 @@ import tiny
 from datasets import Dataset, DatasetDict
 from tokenizers.processors import TemplateProcessing
 
-from spo.data import (
+from spo.data import as_chat, load_dataset_by_name, prepare_prompts
+from spo.problems import (
     HELD_OUT_SEED_OFFSET,
-    PromptBatches,
-    as_chat,
     create_reasoning_gym_task,
     decode_entry,
     encode_entry,
-    load_dataset_by_name,
     load_reasoning_gym_splits,
-    prepare_prompts,
-    prompt_order,
 )
+from spo.prompts import PromptBatches, prompt_order
 
 ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+5=", "answer": "8"}]
 CHAT = [{"role": "user", "content": "hi"}]

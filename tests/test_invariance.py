@@ -14,9 +14,8 @@ import pytest
 import run_elsewhere
 import tiny_runs as runs
 from peft import LoraConfig
-from transformers import TrainerCallback
 
-from spo.update import Updater
+from spo.values.network import NetworkValue
 
 
 # --- micro-batches ---------------------------------------------------------------------------
@@ -149,12 +148,12 @@ def test_values_from_the_training_pass_are_those_of_a_pass_of_their_own(
 
     def train(name):
         trainer = runs.make_trainer(tmp_path / name, value_model="policy", max_steps=3, **given)
-        assert trainer.updater.critic_comes_first == (name == "one")
+        assert trainer.critic.sources[-1].fits_while_reading == (name == "one")
         trainer.train()
         return runs.weights_of(trainer)
 
     one_pass = train("one")
-    monkeypatch.setattr(Updater, "critic_comes_first", False)
+    monkeypatch.setattr(NetworkValue, "fits_while_reading", False)
     two_passes = train("two")
     assert runs.largest_difference(one_pass, two_passes) < 1e-4
     assert_same_numbers(tmp_path / "one", tmp_path / "two")
@@ -171,18 +170,10 @@ def test_values_that_enter_their_own_targets_need_a_pass_of_their_own(tmp_path):
         )
     ):
         trainer = runs.make_trainer(tmp_path / str(number), value_model="policy", **settings)
-        assert not trainer.updater.critic_comes_first
+        assert not trainer.critic.sources[-1].fits_while_reading
 
 
 # --- resuming --------------------------------------------------------------------------------
-class StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
-
-
 def with_dropout(output_dir, **given):
     """Everything a resumed run has to restore: dropout, schedule, moments, two adapters."""
     return runs.make_trainer(
@@ -217,7 +208,7 @@ def test_a_stopped_run_continues_exactly(tmp_path):
     trainer = with_dropout(whole)
     trainer.train()
 
-    with_dropout(stopped, callbacks=[StopAfter(3)]).train()
+    with_dropout(stopped, callbacks=[runs.StopAfter(3)]).train()
     # a step after the checkpoint, and a checkpoint that was never finished
     assert (stopped / "rollouts" / "step-000003.parquet").exists()
     shutil.copytree(stopped / "checkpoint-000002", stopped / "checkpoint-000003")
@@ -233,7 +224,7 @@ def test_train_resumes_where_the_constructor_was_not_told(tmp_path):
     """`trainer.train(resume_from_checkpoint=True)`, as Transformers' Trainer has it."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     runs.make_trainer(whole, save_steps=1).train()
-    runs.make_trainer(stopped, save_steps=1, callbacks=[StopAfter(1)]).train()
+    runs.make_trainer(stopped, save_steps=1, callbacks=[runs.StopAfter(1)]).train()
     runs.make_trainer(stopped, save_steps=1).train(resume_from_checkpoint=True)
     assert_same_run(whole, stopped)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from spo.data import create_reasoning_gym_task, encode_entry, load_dataset_by_name
+from spo.data import load_dataset_by_name
+from spo.problems import create_reasoning_gym_task, encode_entry
 from spo.rewards.functions import (
     RewardError,
     RewardFunction,

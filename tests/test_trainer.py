@@ -170,7 +170,7 @@ def test_each_network_is_trained_when_it_should_be(settings, expected, tmp_path)
     peft_config = settings.get("peft_config")
     trainer = runs.make_trainer(tmp_path / "run", value_model="policy", **settings)
     before = runs.weights_of(trainer)
-    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    trained = {id(p) for n in (trainer.policy, trainer.critic.network) for p in n.trainable}
     frozen = {
         n: p.detach().clone()
         for n, p in trainer.policy.model.named_parameters()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tiny import EOS, byte_tokenizer, tiny_llama, tiny_reward_model
+from transformers import TrainerCallback
 
 from spo import SPOConfig, SPOTrainer
 from spo.rollouts import SavedRollouts, load_rollouts
@@ -79,6 +80,14 @@ def make_trainer(output_dir: Any, model: Any = None, **given: Any) -> SPOTrainer
     torch.set_num_threads(1)  # tiny matrices: a second thread would only be waited for
     model = policy() if model is None else model
     return SPOTrainer(model, args=config(output_dir, **given), **defaults | arguments)
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
 
 
 # --- what a run left behind ------------------------------------------------------------------
