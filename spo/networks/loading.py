@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from spo.config import SPOConfig
+from spo.networks.checks import check_causal_config
 
 
 def load_tokenizer(name: str, **kwargs: Any):
@@ -79,6 +80,8 @@ def load_policy(name: str, **kwargs: Any) -> PreTrainedModel | PeftModel:
     if is_adapter(name):
         base = load_policy(PeftConfig.from_pretrained(name).base_model_name_or_path, **kwargs)
         return PeftModel.from_pretrained(base, name, is_trainable=True)
+    config, _ = load_config(name, **of_any_file(kwargs))
+    check_causal_config(config, name)
     return _load(AutoModelForCausalLM.from_pretrained, name, "model", **kwargs)
 
 

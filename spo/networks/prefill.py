@@ -1,11 +1,13 @@
-"""Prompts -> the key-value cache that their completions go on from, each prompt computed once.
+"""Prompts -> the cache that their completions go on from, each prompt computed once.
 
 Sampling and the update share it: behind `DecodeStep.run` stands an ordinary forward pass, so
-gradients go through the cache.
+gradients go through keys and values. A recurrent state is overwritten in place and continued one
+token at a time: sampling goes on from it, the update does not (`is_recurrent`).
 
 Axes: b rows, P distinct prompts among them, L tokens of the longest, H hidden width.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 ROOM = 1 / 8
 """For further tokens, as a share of those in the cache."""
@@ -64,6 +66,28 @@ def empty_cache(config: PreTrainedConfig) -> DynamicCache:
         PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def is_recurrent(cache: DynamicCache) -> bool:
+    """Some layer keeps a state that each token overwrites: linear attention, a convolution."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def select_rows(cache: DynamicCache, indices: Int[Tensor, " b"]) -> None:
+    """Keep these rows of the cache, in this order, repeated where an index is."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            layer.reorder_cache(indices)  # of its keys and values as well
+        else:
+            layer.batch_select_indices(indices)
+
+
+def cache_argument(decoder: nn.Module) -> str | None:
+    """The name by which the decoder's forward pass takes a cache, and a mask over what is cached;
+    None: it takes none, or swallows them."""
+    names = inspect.signature(decoder.forward).parameters
+    known = ("past_key_values", "cache_params") if "attention_mask" in names else ()
+    return next((name for name in known if name in names), None)
 
 
 @dataclass(frozen=True)
@@ -123,10 +147,13 @@ class DecodeStep:
 
     def run(self, decoder: nn.Module) -> Float[Tensor, "b S H"]:
         """The last hidden states."""
+        name, mask = cache_argument(decoder), self.attention_mask
+        if name == "cache_params":  # a recurrent state has seen what is cached
+            mask = mask[:, -self.input_ids.shape[1] :]
         return decoder(
             input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
+            attention_mask=mask,
             position_ids=self.position_ids,
-            past_key_values=self.cache,
             use_cache=True,
+            **{name: self.cache},
         ).last_hidden_state
