@@ -221,7 +221,7 @@ def test_the_saved_adapter_of_a_shared_critic_comes_back_with_its_values(tmp_pat
     flags["value_model"] = str(tmp_path / "run" / "critic")
     again = runs.make_trainer(tmp_path / "again", **flags)
     torch.testing.assert_close(output(again.critic.network), values)
-    assert again.critic.model is again.policy.model
+    assert again.critic.network.model is again.policy.model
 
     alone = AutoPeftModelForSequenceClassification.from_pretrained(
         flags["value_model"], num_labels=1

@@ -22,6 +22,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -31,15 +32,18 @@ from spo.networks.checks import (
     check_decoder_only,
     check_frozen_base,
     check_router,
+    check_second_adapter,
     check_vocabulary,
 )
 from spo.networks.dropout import silence_dropout
 from spo.networks.loading import (
+    check_scans,
     check_target_modules,
     check_value_model,
     is_adapter,
     load_critic,
     load_policy,
+    spare_scans,
 )
 from spo.networks.network import Network, Numerics, decoder, transformer
 from spo.networks.probe import changes_nothing, probe_critic, probe_policy
@@ -136,7 +140,7 @@ def build_policy(
         if isinstance(model, PeftModel):
             raise ValueError("The model already carries an adapter; leave peft_config out.")
         check_target_modules(model, peft_config)
-        model = get_peft_model(model, peft_config)
+        model = get_peft_model(model, spare_scans(model, peft_config))
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise ValueError("Prompt-learning adapters have no weights in the decoder; use LoRA.")
@@ -154,6 +158,7 @@ def build_policy(
             "The adapter changes the vocabulary head, which SPO's chunked log-probs read without "
             "it; take the head out of the LoRA targets."
         )
+    check_scans(model)
     say_silenced(model, "policy")
     policy = Network(
         model,
@@ -174,6 +179,7 @@ def build_reference(policy: Network) -> Network:
         return Network(frozen, frozen.get_output_embeddings(), **kwargs)
     check_frozen_base(policy.model.peft_config[POLICY], "the reference (beta > 0) shares")
     if not changes_nothing(policy):
+        check_second_adapter(policy.model.peft_config[POLICY])
         add_frozen_copy(policy.model, POLICY, REFERENCE)
         return Network(policy.model, policy.head, REFERENCE, **kwargs)
     return Network(policy.model, policy.head, "", **kwargs)
@@ -211,6 +217,7 @@ def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
     config = copy.deepcopy(policy.model.peft_config[POLICY])
     check_frozen_base(config, "the critic shares")
     if isinstance(config, LoraConfig):
+        config.target_parameters = None  # experts: PEFT puts one adapter on them, the policy's
         config.target_modules = _targets_in_critic_layers(transformer(policy.model), args)
     policy.model.add_adapter(CRITIC, config)
     width = transformer(policy.model).config.get_text_config().hidden_size
@@ -222,7 +229,11 @@ def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
 def _targets_in_critic_layers(model: PreTrainedModel, args: SPOConfig) -> list[str]:
     """Full names of the policy's adapted modules that the critic adapts, too."""
     layers = args.critic_layers(model.config.get_text_config().num_hidden_layers)
-    names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, ParamWrapper)
+    ]
     layer_of = {name: re.search(r"\.(\d+)\.", name) for name in names}
     chosen = [n for n in names if layer_of[n] is not None and int(layer_of[n][1]) in layers]
     return chosen or names
@@ -279,6 +290,7 @@ def critic_network(
         adapter = value_model.active_adapter
         for parameter in trainable_parameters(value_model):
             parameter.data = parameter.data.float()
+    check_scans(value_model)
     say_silenced(value_model, "critic")
     critic = Network(value_model, heads[0], adapter, trainable_parameters(value_model), numerics)
     probe_critic(critic)

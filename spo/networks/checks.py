@@ -70,3 +70,13 @@ def check_frozen_base(peft_config: PeftConfig, why: str) -> None:
             f"bias={bias!r} in the adapter trains the base's own biases, which {why}; set "
             "bias='none'."
         )
+
+
+def check_second_adapter(peft_config: PeftConfig) -> None:
+    """A frozen copy of the adapter can stand beside it."""
+    if getattr(peft_config, "target_parameters", None):
+        raise ValueError(
+            "The reference of a trained adapter (beta > 0) is a frozen copy of it, and PEFT puts "
+            "no second adapter on experts' weights (target_parameters); set beta=0, or merge the "
+            "adapter into the model first."
+        )

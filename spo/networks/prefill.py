@@ -16,7 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 ROOM = 1 / 8
 """For further tokens, as a share of those in the cache."""
@@ -66,6 +72,15 @@ def empty_cache(config: PreTrainedConfig) -> DynamicCache:
         PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def can_select_rows(cache: DynamicCache) -> bool:
+    """Every layer is of a kind whose rows `select_rows` knows to select."""
+    known = (DummyLayer, DynamicIndexedLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
+    return all(
+        type(layer) in known or isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in cache.layers
+    )
 
 
 def is_recurrent(cache: DynamicCache) -> bool:

@@ -18,7 +18,14 @@ from torch.nn.functional import linear
 from spo.networks.dropout import base_modules
 from spo.networks.logits import LogitTransform
 from spo.networks.network import Network, decoder, transformer
-from spo.networks.prefill import DecodeStep, SharedPrompts, cache_argument, select_rows
+from spo.networks.prefill import (
+    DecodeStep,
+    SharedPrompts,
+    cache_argument,
+    can_select_rows,
+    empty_cache,
+    select_rows,
+)
 
 LENGTH = 16
 """Tokens of a probe."""
@@ -155,6 +162,11 @@ def _check_cache(network: Network) -> None:
             f"{name} takes no key-value cache (past_key_values), so SPO cannot sample from it; "
             "choose another model family."
         )
+    if not can_select_rows(empty_cache(base.config)):
+        raise ValueError(
+            f"{name} keeps a cache of another kind, whose rows SPO cannot select, so it cannot "
+            "sample from it; choose another model family."
+        )
     ids = random_ids(network, len(PROMPT_LENGTHS))
     ids[2] = ids[1]
     whole = base(input_ids=ids, use_cache=False).last_hidden_state
@@ -203,12 +215,16 @@ def random_ids(network: Network, rows: int) -> Int[Tensor, "b S"]:
 
 
 def _error(ours: Float[Tensor, "*"], theirs: Float[Tensor, "*"]) -> float:
-    """Median over the states of the distance between two, relative to the length of one.
+    """Median over the states of the distance between two, relative to the length of one; infinite
+    where ours alone is not finite.
 
     A median: in 16 bits a router may send a token elsewhere.
     """
     ours, theirs = ours.float(), theirs.float()
-    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median())
+    if not theirs.isfinite().all():
+        return 0.0  # broken weights, which scoring reports
+    error = float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median())
+    return error if error == error else float("inf")
 
 
 def _powers(like: Tensor) -> Tensor:
