@@ -112,6 +112,7 @@ SLOW = {
     },
     "ministral3": {"head_dim": 8},
     "minicpm3": {
+        "dim_model_base": 4,
         "q_lora_rank": 8,
         "kv_lora_rank": 8,
         "qk_nope_head_dim": 8,
@@ -124,6 +125,7 @@ SLOW = {
 
 FLOAT32 = {
     "gemma2",
+    "bloom",
     "qwen3_moe",
     "mixtral",
     "qwen3_next",

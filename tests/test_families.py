@@ -4,6 +4,8 @@ Sampling, scoring and update each go their own way through a model: a cache, a p
 of the vocabulary head with a hand-written backward pass. Here all of them meet the plain pass.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -90,7 +92,7 @@ def test_logprobs_entropies_and_gradients_are_those_of_the_models_own_pass(famil
 
 
 @every_family
-def test_greedy_tokens_are_those_of_generate(family):
+def test_greedy_tokens_are_those_of_generate_and_sampled_ones_have_the_scored_logprobs(family):
     """With padded prompts, a cache, and rows that leave the batch."""
     network = policy(family)
     width = max(map(len, PROMPTS))
@@ -114,8 +116,20 @@ def test_greedy_tokens_are_those_of_generate(family):
     stopped = [row[: row.index(end) + 1] if end in row else row for row in theirs]
     params = SamplingParams(max_new_tokens=10, eos_token_ids=(end,), temperature=0.0)
     network.train(False)
-    completions = sample(network, PROMPTS, np.zeros((len(PROMPTS), 10)), params)
+    noise = np.random.default_rng(0).random((len(PROMPTS), 10))
+    completions = sample(network, PROMPTS, noise, params)
     assert completions.token_ids == stopped
+
+    params = replace(params, temperature=TEMPERATURE)
+    completions = sample(network, PROMPTS, noise, params)
+    rows = np.arange(len(PROMPTS))
+    batch = MicroBatch.build(rows, PROMPTS, completions.token_ids, torch.device("cpu"))
+    scored = network(batch, "logprobs_and_entropies")
+    recorded = (completions.token_logprobs, completions.token_entropies)
+    for recorded_rows, scored_rows in zip(recorded, scored, strict=True):
+        for ours, theirs in zip(recorded_rows, scored_rows, strict=True):
+            ours = torch.tensor(ours, dtype=theirs.dtype)  # recorded in float32
+            torch.testing.assert_close(ours, theirs[: len(ours)], atol=2e-4, rtol=2e-4)
 
 
 @every_family

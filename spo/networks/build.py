@@ -275,6 +275,7 @@ def critic_network(
     """
     keep_4_bit_layout(value_model)
     inner = transformer(value_model)
+    check_decoder_only(inner.config, type(inner).__name__)
     heads = [getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)]
     if not heads or not hasattr(heads[0], "weight"):
         raise ValueError(

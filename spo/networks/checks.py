@@ -39,9 +39,10 @@ def check_router(config: PreTrainedConfig) -> None:
 def check_vocabulary(model: PreTrainedModel | PeftModel, processing_class) -> None:
     """Every id of the tokenizer has an embedding."""
     known = model.get_input_embeddings().weight.shape[0]
-    if known < len(processing_class):
+    size = len(getattr(processing_class, "tokenizer", processing_class))
+    if known < size:
         raise ValueError(
-            f"The tokenizer has {len(processing_class)} tokens, the model embeddings for {known}; "
+            f"The tokenizer has {size} tokens, the model embeddings for {known}; "
             "call model.resize_token_embeddings(len(tokenizer)) first, or pass the model's own "
             "tokenizer."
         )
