@@ -111,6 +111,46 @@ SLOW = {
         "layer_types": SLIDING,
     },
     "ministral3": {"head_dim": 8},
+    "llama4_text": MOE
+    | {
+        "num_local_experts": 4,
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "attention_chunk_size": 4,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+    },
+    "deepseek_v3": MOE
+    | {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "glm4_moe": MOE | {"n_routed_experts": 4, "head_dim": 8, "first_k_dense_replace": 1},
+    "falcon": {},
+    "exaone4": WINDOW | {"layer_types": SLIDING},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "attention"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+        "head_dim": 8,
+    },
+    "granitemoehybrid": MAMBA_HEADS
+    | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 48},
+    "lfm2_moe": MOE
+    | {"layer_types": ["conv", "full_attention"], "num_experts": 4, "num_dense_layers": 1},
+    "phimoe": MOE | {"num_local_experts": 4},
+    "seed_oss": {"head_dim": 8},
     "minicpm3": {
         "dim_model_base": 4,
         "q_lora_rank": 8,
@@ -133,6 +173,11 @@ FLOAT32 = {
     "jamba",
     "olmoe",
     "gpt_oss",
+    "deepseek_v3",
+    "glm4_moe",
+    "granitemoehybrid",
+    "lfm2_moe",
+    "phimoe",
 }
 """Products of experts have no float64, and eager attention makes NaN of padding in it."""
 

@@ -30,6 +30,7 @@ every_family = pytest.mark.parametrize(
 )
 RECURRENT = {"qwen3_next", "lfm2", "falcon_h1", "mamba", "mamba2", "falcon_mamba"}
 RECURRENT |= {"bamba", "jamba", "qwen3_5_text", "olmo_hybrid"}
+RECURRENT |= {"nemotron_h", "granitemoehybrid", "lfm2_moe"}
 
 
 def tolerance(family: str) -> dict[str, float]:

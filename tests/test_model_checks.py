@@ -1,6 +1,7 @@
 """Models that cannot be trained are refused in one sentence, and what would go wrong unseen is not
 let in: dropout of the base, a reference that moves, an adapter that is not seen."""
 
+import numpy as np
 import pytest
 import tiny
 import tiny_runs as runs
@@ -12,6 +13,7 @@ from test_models import output, stir
 from transformers import AutoConfig
 
 from spo.networks import build
+from spo.networks.batching import MicroBatch
 from spo.networks.checks import check_causal_config, check_lengths
 from spo.networks.logits import LogitTransform
 from spo.networks.network import Network, Numerics
@@ -189,6 +191,23 @@ def test_at_learning_rate_0_no_ratio_moves(tmp_path):
         tmp_path / "run", tiny_family("gpt2", 1.0).float(), learning_rate=0.0, num_iterations=2
     )
     assert trainer.train()["spo/clip_fraction"] == 0
+
+
+# --- padding -----------------------------------------------------------------------------------
+def test_a_pad_token_without_an_embedding_makes_no_nan():
+    """Gemma 3n takes a norm of it, which has no gradient at 0."""
+    model = tiny_family("gemma3n_text").float()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.weight.data[0] = 0.0
+    policy = build.build_policy(model)
+    prompts, completions = [[70, 71, 72, 73], [80, 81], [80, 81]], [[90, 91], [92], [93]]
+    for share_prompts in (False, True):
+        batch = MicroBatch.build(
+            np.arange(3), prompts, completions, torch.device("cpu"), share_prompts
+        )
+        policy(batch, "logprobs").sum().backward()
+        assert all(p.grad.isfinite().all() for p in policy.trainable if p.grad is not None)
 
 
 # --- adapters ----------------------------------------------------------------------------------

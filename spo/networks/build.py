@@ -43,7 +43,7 @@ from spo.networks.loading import (
     is_adapter,
     load_critic,
     load_policy,
-    spare_scans,
+    spare_layers,
 )
 from spo.networks.network import Network, Numerics, decoder, transformer
 from spo.networks.probe import changes_nothing, probe_critic, probe_policy
@@ -140,7 +140,7 @@ def build_policy(
         if isinstance(model, PeftModel):
             raise ValueError("The model already carries an adapter; leave peft_config out.")
         check_target_modules(model, peft_config)
-        model = get_peft_model(model, spare_scans(model, peft_config))
+        model = get_peft_model(model, spare_layers(model, peft_config))
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise ValueError("Prompt-learning adapters have no weights in the decoder; use LoRA.")

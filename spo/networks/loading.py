@@ -252,9 +252,15 @@ def check_target_modules(model: PreTrainedModel, peft_config: PeftConfig) -> Non
         )
 
 
-def spare_scans(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfig:
-    """ "all-linear" without the layers whose weights a Mamba layer's fused scan reads."""
+def spare_layers(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfig:
+    """ "all-linear" without the layers whose weights a Mamba layer's fused scan reads, and without
+    routers of a linear class, whose output is none (PhiMoE)."""
     names = [name for name, _ in scanned_layers(model)]
+    names += [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "Router" in type(module).__name__
+    ]
     wants_all = getattr(peft_config, "target_modules", None) == "all-linear"
     if not names or not wants_all or peft_config.exclude_modules is not None:
         return peft_config

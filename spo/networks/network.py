@@ -219,4 +219,7 @@ def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def decoder(model: PreTrainedModel | PeftModel) -> nn.Module:
     """The model without its head: ids -> last hidden states."""
-    return transformer(model).base_model
+    inner = transformer(model)
+    base = inner.base_model
+    # Llama 4's base_model_prefix names nothing in transformers 5.23, and this is the whole model
+    return base if base is not inner else getattr(inner, "model", inner)

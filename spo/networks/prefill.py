@@ -8,8 +8,9 @@ Axes: b rows, P distinct prompts among them, L tokens of the longest, H hidden w
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -105,6 +106,12 @@ def cache_argument(decoder: nn.Module) -> str | None:
     return next((name for name in known if name in names), None)
 
 
+def filler(rows: Iterable[Sequence[int]]) -> int:
+    """A token to pad with: one of the rows' own. The embedding of a pad token may be all zeros, and
+    a norm of it without gradient (Gemma 3n), which NaN times 0 would carry everywhere."""
+    return next(chain.from_iterable(rows), 0)
+
+
 @dataclass(frozen=True)
 class SharedPrompts:
     """The distinct prompts of some rows, left-padded, so that all end in the last column.
@@ -123,7 +130,7 @@ class SharedPrompts:
         """From the prompt of each row; an empty one is padding throughout."""
         index = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
         width = max(map(len, index))
-        input_ids = np.zeros((len(index), width), dtype=np.int64)
+        input_ids = np.full((len(index), width), filler(index), dtype=np.int64)
         mask = np.zeros_like(input_ids)
         for prompt, i in index.items():
             input_ids[i, width - len(prompt) :] = prompt
