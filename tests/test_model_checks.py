@@ -149,6 +149,15 @@ def test_a_config_is_refused_before_weights_are_read(model_type, message):
         check_causal_config(AutoConfig.for_model(model_type), "some/model")
 
 
+def test_the_advice_about_the_routers_loss_is_taken(tmp_path):
+    sizes = {"num_local_experts": 2, "num_key_value_heads": 2}
+    model = build_tiny("MixtralForCausalLM", "mixtral", output_router_logits=True, **sizes)
+    path = runs.folder(tmp_path / "model", model)
+    with pytest.raises(ValueError, match="asks for its router's auxiliary loss"):
+        runs.make_trainer(tmp_path / "run", path)
+    runs.make_trainer(tmp_path / "run", path, model_init_kwargs={"output_router_logits": False})
+
+
 def test_lengths_and_tokenizers_that_do_not_fit(tmp_path):
     config = runs.policy().config
     check_lengths(config, [[0] * 500, [0]], 12)

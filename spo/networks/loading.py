@@ -210,7 +210,7 @@ def load_critic(name: str, args: SPOConfig, processing_class, dtype: torch.dtype
     model = load_value_model(name, processing_class, **kwargs)
     if args.value_use_peft and not isinstance(model, PeftModel):
         config = lora_config(args.value_lora_r, args.value_lora_alpha, task_type="SEQ_CLS")
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, spare_layers(model, config))
     return model if bits is not None else model.to(device)
 
 
