@@ -105,8 +105,8 @@ class SPOTrainer:
         given = (self.processing_class, accelerator.device, peft_config, quantization_config)
         networks = build_networks(model, value_model, args, *given)
         self.policy, self.reference, critic_network = networks
-        prompt_ids = self.train_dataset["prompt_ids"]
-        check_lengths(self.model.config, prompt_ids, args.max_completion_length)
+        for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
+            check_lengths(self.model.config, dataset["prompt_ids"], args.max_completion_length)
         place = (accelerator.process_index, accelerator.num_processes)
         self.prompts = Prompts.plan(self.train_dataset, args, *place)
         self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)
