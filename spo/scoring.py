@@ -122,7 +122,8 @@ def token_columns(
     Log-probs and entropies recorded while sampling are taken as they are, unless
     `rollout_logprobs` asks for a pass of their own.
     """
-    sequences = Sequences(completions.prompt_ids, completions.token_ids, args.share_prompts)
+    share_prompts = args.share_prompts and policy.can_share_prompts
+    sequences = Sequences(completions.prompt_ids, completions.token_ids, share_prompts)
     logprobs, entropies = completions.token_logprobs, completions.token_entropies
     if entropies is None or args.rollout_logprobs == "scoring":
         logprobs, entropies = score_rows(policy, "logprobs_and_entropies", sequences, args)

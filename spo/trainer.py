@@ -24,6 +24,7 @@ from spo.generation.build import build_generator, sampling_params
 from spo.learner import build_learner
 from spo.metrics import rollout_metrics
 from spo.networks.build import build_networks
+from spo.networks.checks import check_lengths
 from spo.networks.loading import quantization_config as quantize
 from spo.networks.loading import resolve_tokenizer
 from spo.optimizers import make_accelerator
@@ -106,6 +107,8 @@ class SPOTrainer:
         given = (self.processing_class, accelerator.device, peft_config, quantization_config)
         networks = build_networks(model, value_model, args, *given)
         self.policy, self.reference, critic_network = networks
+        for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
+            check_lengths(self.model.config, dataset["prompt_ids"], args.max_completion_length)
         place = (accelerator.process_index, accelerator.num_processes)
         self.prompts = Prompts.plan(self.train_dataset, args, *place)
         self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)

@@ -33,7 +33,8 @@ def update_policy(
 ) -> dict[str, float]:
     """The policy's steps; with `skip` only its schedule goes on."""
     accelerator = policy.accelerator
-    sequences = Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, args.share_prompts)
+    share_prompts = args.share_prompts and policy.network.can_share_prompts
+    sequences = Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts)
     mask = rollouts.loss_mask(args.mask_truncated_completions)
     steps: list[Step] = []
     for rows in minibatches(len(rollouts), rollouts.step, args, accelerator.num_processes):

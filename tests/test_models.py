@@ -8,7 +8,6 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
-from transformers import Cohere2Config, Cohere2ForCausalLM
 
 from spo import SPOConfig
 from spo.networks import build
@@ -243,30 +242,10 @@ def two_adapters():
     return model
 
 
-def scaled_logits():
-    """Cohere multiplies its logits after the head; chunked log-probs would miss that."""
-    return Cohere2ForCausalLM(
-        Cohere2Config(
-            vocab_size=300,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            logit_scale=0.0625,
-            initializer_range=1.0,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    ).eval()
-
-
 @pytest.mark.parametrize(
     ("model", "peft_config", "message"),
     [
         (two_adapters, None, "give a model with one"),
-        (scaled_logits, None, "scales or caps its logits"),
         (
             lambda: get_peft_model(tiny_llama(), LoraConfig(**runs.LORA)),
             LoraConfig(**runs.LORA),

@@ -65,7 +65,7 @@ def score(network, what, prompts=PROMPTS, completions=COMPLETIONS, **settings):
 
 def test_layout_of_ragged_rows():
     batch = MicroBatch.build(np.array([2, 0]), PROMPTS, COMPLETIONS, CPU)
-    assert batch.input_ids.tolist() == [[9, 10, 11, 12, 13, 26], [5, 6, 7, 20, 21, 0]]
+    assert batch.input_ids.tolist() == [[9, 10, 11, 12, 13, 26], [5, 6, 7, 20, 21, 9]]
     assert batch.row_of_token.tolist() == [0, 1, 1]
     assert batch.position_of_token.tolist() == [0, 0, 1]
     assert batch.state_position.tolist() == [4, 2, 3]

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from spo.generation.engine import SamplingParams
 from spo.networks.logprobs import logprobs_and_entropies
 from spo.networks.network import Network
-from spo.networks.prefill import DecodeStep, SharedPrompts
+from spo.networks.prefill import DecodeStep, SharedPrompts, select_rows
 from spo.prompts import PromptBatch
 from spo.rollouts import Completions
 
@@ -87,7 +87,7 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
     step = prompts.first_step(network.decoder_config)
     logits = network(step, "next_logits")[prompts.of_row]
     cache = step.cache
-    cache.batch_select_indices(prompts.of_row)
+    select_rows(cache, prompts.of_row)
     attention_mask = prompts.row_mask
     positions = attention_mask.sum(1)
     noise = torch.from_numpy(noise).to(device, torch.float32)
@@ -113,7 +113,7 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
         if not num_running or t + 1 == limit:
             break
         if num_running <= 0.875 * len(rows):  # a compaction costs one copy of the cache
-            cache.batch_select_indices(running.nonzero().squeeze(1))
+            select_rows(cache, running.nonzero().squeeze(1))
             rows, chosen, positions = rows[running], chosen[running], positions[running]
             attention_mask = attention_mask[running]
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spo.networks.prefill import SharedPrompts
+from spo.networks.prefill import SharedPrompts, filler
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class MicroBatch:
             prefixes = SharedPrompts.build([ids[:-1] for ids in prompts], device)
             prompts = [ids[-1:] for ids in prompts]
         sequences = [[*prompt, *token_ids[row]] for prompt, row in zip(prompts, rows, strict=True)]
-        input_ids = np.zeros((len(rows), max(map(len, sequences))), dtype=np.int64)
+        shape = (len(rows), max(map(len, sequences)))
+        input_ids = np.full(shape, filler(sequences), dtype=np.int64)
         for i, sequence in enumerate(sequences):
             input_ids[i, : len(sequence)] = sequence
         counts = np.array([len(token_ids[row]) for row in rows])

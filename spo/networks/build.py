@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast
 from peft import (
     LoraConfig,
@@ -21,19 +22,31 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from spo.config import SPOConfig
+from spo.networks.checks import (
+    check_decoder_only,
+    check_frozen_base,
+    check_router,
+    check_second_adapter,
+    check_vocabulary,
+)
+from spo.networks.dropout import silence_dropout
 from spo.networks.loading import (
+    check_scans,
     check_target_modules,
     check_value_model,
     is_adapter,
     load_critic,
     load_policy,
+    spare_layers,
 )
 from spo.networks.network import Network, Numerics, decoder, transformer
+from spo.networks.probe import changes_nothing, probe_critic, probe_policy
 
 POLICY, CRITIC, REFERENCE = "default", "critic", "reference"
 """Adapter names. PEFT saves "default" at the top of the folder, as everyone expects."""
@@ -62,6 +75,7 @@ def build_networks(
         if quantization_config is not None:
             kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
         model = load_policy(model, **kwargs | (args.model_init_kwargs or {}))
+    check_vocabulary(model, processing_class)
     numerics = Numerics(args.mixed_precision, args.temperature, args.logits_chunk_size)
     policy = build_policy(model if is_quantized(model) else model.to(device), peft_config, numerics)
     equal_on_all_processes(policy)
@@ -120,11 +134,13 @@ def build_policy(
 ) -> Network:
     """The trained policy; `peft_config` puts a fresh adapter on a plain model."""
     keep_4_bit_layout(model)
+    check_decoder_only(transformer(model).config, type(transformer(model)).__name__)
+    check_router(transformer(model).config)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError("The model already carries an adapter; leave peft_config out.")
         check_target_modules(model, peft_config)
-        model = get_peft_model(model, peft_config)
+        model = get_peft_model(model, spare_layers(model, peft_config))
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise ValueError("Prompt-learning adapters have no weights in the decoder; use LoRA.")
@@ -137,25 +153,36 @@ def build_policy(
         raise ValueError(
             "Quantised weights cannot be trained; add LoRA (--use_peft, or a peft_config)."
         )
-    check_plain_head(model)
-    return Network(
+    if isinstance(transformer(model).get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "The adapter changes the vocabulary head, which SPO's chunked log-probs read without "
+            "it; take the head out of the LoRA targets."
+        )
+    check_scans(model)
+    say_silenced(model, "policy")
+    policy = Network(
         model,
         transformer(model).get_output_embeddings(),
         POLICY if isinstance(model, PeftModel) else None,
         trainable_parameters(model),
         numerics,
     )
+    policy.logit_transform = probe_policy(policy)
+    return policy
 
 
 def build_reference(policy: Network) -> Network:
     """The frozen policy that KL is measured against: the base alone wherever that is possible."""
+    kwargs = {"numerics": policy.numerics, "logit_transform": policy.logit_transform}
     if policy.adapter is None:
         frozen = copy.deepcopy(policy.model).requires_grad_(False).eval()
-        return Network(frozen, frozen.get_output_embeddings(), numerics=policy.numerics)
-    if not _is_fresh(policy.model):
+        return Network(frozen, frozen.get_output_embeddings(), **kwargs)
+    check_frozen_base(policy.model.peft_config[POLICY], "the reference (beta > 0) shares")
+    if not changes_nothing(policy):
+        check_second_adapter(policy.model.peft_config[POLICY])
         add_frozen_copy(policy.model, POLICY, REFERENCE)
-        return Network(policy.model, policy.head, REFERENCE, numerics=policy.numerics)
-    return Network(policy.model, policy.head, "", numerics=policy.numerics)
+        return Network(policy.model, policy.head, REFERENCE, **kwargs)
+    return Network(policy.model, policy.head, "", **kwargs)
 
 
 def build_critic(
@@ -188,7 +215,9 @@ def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
     if policy.adapter is None:
         return critic_network(_copy_as_value_model(policy.model), policy.numerics)
     config = copy.deepcopy(policy.model.peft_config[POLICY])
+    check_frozen_base(config, "the critic shares")
     if isinstance(config, LoraConfig):
+        config.target_parameters = None  # experts: PEFT puts one adapter on them, the policy's
         config.target_modules = _targets_in_critic_layers(transformer(policy.model), args)
     policy.model.add_adapter(CRITIC, config)
     width = transformer(policy.model).config.get_text_config().hidden_size
@@ -200,7 +229,11 @@ def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
 def _targets_in_critic_layers(model: PreTrainedModel, args: SPOConfig) -> list[str]:
     """Full names of the policy's adapted modules that the critic adapts, too."""
     layers = args.critic_layers(model.config.get_text_config().num_hidden_layers)
-    names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, ParamWrapper)
+    ]
     layer_of = {name: re.search(r"\.(\d+)\.", name) for name in names}
     chosen = [n for n in names if layer_of[n] is not None and int(layer_of[n][1]) in layers]
     return chosen or names
@@ -242,6 +275,7 @@ def critic_network(
     """
     keep_4_bit_layout(value_model)
     inner = transformer(value_model)
+    check_decoder_only(inner.config, type(inner).__name__)
     heads = [getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)]
     if not heads or not hasattr(heads[0], "weight"):
         raise ValueError(
@@ -257,7 +291,11 @@ def critic_network(
         adapter = value_model.active_adapter
         for parameter in trainable_parameters(value_model):
             parameter.data = parameter.data.float()
-    return Network(value_model, heads[0], adapter, trainable_parameters(value_model), numerics)
+    check_scans(value_model)
+    say_silenced(value_model, "critic")
+    critic = Network(value_model, heads[0], adapter, trainable_parameters(value_model), numerics)
+    probe_critic(critic)
+    return critic
 
 
 def _copy_as_value_model(policy: PreTrainedModel) -> PreTrainedModel:
@@ -281,6 +319,16 @@ def is_quantized(model: PreTrainedModel | PeftModel) -> bool:
     return getattr(transformer(model), "is_quantized", False)
 
 
+def say_silenced(model: nn.Module, name: str) -> None:
+    """Take the base's dropout out, and say so."""
+    silenced = silence_dropout(model)
+    if silenced:
+        PartialState().print(
+            f"Dropout of the {name}'s base is off, so that it says the same when it is updated as "
+            f"when it is scored ({', '.join(silenced)} = 0)."
+        )
+
+
 def equal_on_all_processes(network: Network) -> None:
     """Process 0's trained weights for all: a loaded module may hold a head drawn at random."""
     for parameter in network.trainable:
@@ -291,39 +339,9 @@ def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
     return tuple(p for p in model.parameters() if p.requires_grad)
 
 
-def _is_fresh(model: PeftModel) -> bool:
-    """The policy adapter is new and changes nothing yet: every LoRA B matrix is zero."""
-    state = get_peft_model_state_dict(model, adapter_name=POLICY)
-    return all(not tensor.any() for name, tensor in state.items() if "lora_B" in name)
-
-
 def add_frozen_copy(model: PeftModel, source: str, name: str) -> None:
     """A second adapter with the weights of the first; never trained."""
     model.add_adapter(name, copy.deepcopy(model.peft_config[source]))
     state = get_peft_model_state_dict(model, adapter_name=source)
     set_peft_model_state_dict(model, state, adapter_name=name)
     model.set_requires_grad(name, requires_grad=False)
-
-
-@torch.no_grad()
-def check_plain_head(model: PreTrainedModel | PeftModel) -> None:
-    """The model's logits are its head applied to its decoder, as the chunked log-probs assume."""
-    inner = transformer(model)
-    head = inner.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer):
-        raise ValueError(
-            "The adapter changes the vocabulary head, which SPO's chunked log-probs read without "
-            "it; take the head out of the LoRA targets."
-        )
-    ids = torch.tensor([[0, 1]], device=inner.device)
-    training = inner.training
-    inner.eval()  # dropout would tell the two apart
-    states = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
-    ours = head(states).float()
-    theirs = inner(input_ids=ids, use_cache=False).logits.float()
-    inner.train(training)
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
-        raise ValueError(
-            f"{type(inner).__name__} scales or caps its logits after the head, which SPO's chunked "
-            "log-probs do not reproduce; choose another model family."
-        )

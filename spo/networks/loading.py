@@ -2,7 +2,9 @@
 weights are read.
 """
 
+import copy
 import functools
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from peft import (
     PeftModel,
     get_peft_model,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,6 +31,9 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from spo.config import SPOConfig
+from spo.networks.checks import check_causal_config
+
+SCANNED = ("conv1d", "x_proj", "dt_proj", "out_proj")
 
 
 def load_tokenizer(name: str, **kwargs: Any):
@@ -79,6 +85,8 @@ def load_policy(name: str, **kwargs: Any) -> PreTrainedModel | PeftModel:
     if is_adapter(name):
         base = load_policy(PeftConfig.from_pretrained(name).base_model_name_or_path, **kwargs)
         return PeftModel.from_pretrained(base, name, is_trainable=True)
+    config, _ = load_config(name, **of_any_file(kwargs))
+    check_causal_config(config, name)
     return _load(AutoModelForCausalLM.from_pretrained, name, "model", **kwargs)
 
 
@@ -202,7 +210,7 @@ def load_critic(name: str, args: SPOConfig, processing_class, dtype: torch.dtype
     model = load_value_model(name, processing_class, **kwargs)
     if args.value_use_peft and not isinstance(model, PeftModel):
         config = lora_config(args.value_lora_r, args.value_lora_alpha, task_type="SEQ_CLS")
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, spare_layers(model, config))
     return model if bits is not None else model.to(device)
 
 
@@ -242,3 +250,38 @@ def check_target_modules(model: PreTrainedModel, peft_config: PeftConfig) -> Non
             f"lora_target_modules {missing} match no layer of {type(model).__name__}; "
             f"its linear ones are {sorted(names)}."
         )
+
+
+def spare_layers(model: PreTrainedModel, peft_config: PeftConfig) -> PeftConfig:
+    """ "all-linear" without the layers whose weights a Mamba layer's fused scan reads, and without
+    routers of a linear class, whose output is none (PhiMoE)."""
+    names = [name for name, _ in scanned_layers(model)]
+    names += [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "Router" in type(module).__name__
+    ]
+    wants_all = getattr(peft_config, "target_modules", None) == "all-linear"
+    if not names or not wants_all or peft_config.exclude_modules is not None:
+        return peft_config
+    peft_config = copy.copy(peft_config)
+    peft_config.exclude_modules = names
+    return peft_config
+
+
+def check_scans(model: nn.Module) -> None:
+    """No adapter is where it would not be seen."""
+    adapted = [name for name, layer in scanned_layers(model) if isinstance(layer, BaseTunerLayer)]
+    if adapted:
+        raise ValueError(
+            f"An adapter on {adapted[0]} is not seen, for a Mamba layer's scan reads the weight "
+            f"itself; leave {', '.join(SCANNED)} out of the LoRA targets."
+        )
+
+
+def scanned_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers, by name, whose weights Mamba layers (those with A_log and D) read past them."""
+    for name, mixer in model.named_modules():
+        if hasattr(mixer, "A_log") and hasattr(mixer, "D"):
+            children = dict(mixer.named_children())
+            yield from ((f"{name}.{n}", children[n]) for n in SCANNED if n in children)

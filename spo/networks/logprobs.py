@@ -11,35 +11,40 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spo.networks.logits import PLAIN, LogitTransform
+
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log softmax(states · Wᵀ / temperature) at the targets, one chunk of tokens at a time.
+    """log softmax(f(states · Wᵀ) / temperature) at the targets, one chunk of tokens at a time.
 
-    With z the logits, p their softmax and τ the temperature,
-        ∂ log p_y / ∂ state = (W_y − Σ_v p_v W_v) / τ,
+    With f the logit transform, p the softmax and τ the temperature,
+        ∂ log p_y / ∂ state = (f′_y W_y − Σ_v p_v f′_v W_v) / τ,
     which needs nothing from later in the graph but a factor per token. So the forward pass,
     which holds p anyway, computes it at once, and a frozen head costs no recomputation. The
-    gradient of a trainable head is (onehot − p)ᵀ · states, and there p is recomputed.
+    gradient of a trainable head is ((onehot − p) f′)ᵀ · states / τ, and there p is recomputed.
     """
 
     @staticmethod
-    def forward(ctx, states, weight, bias, targets, temperature, chunk_size):
+    def forward(ctx, states, weight, bias, targets, temperature, chunk_size, transform):
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         logprobs = states.new_empty(len(states), dtype=_wide(states))
         states_grad = torch.empty_like(states) if needs_states else None
         for chunk in _chunks(len(states), chunk_size):
-            logprobs[chunk], probs = _logprobs_and_softmax(
-                _logits(states[chunk], weight, bias, temperature), targets[chunk]
-            )
+            logits, slope = _logits(states[chunk], weight, bias, temperature, transform)
+            logprobs[chunk], probs = _logprobs_and_softmax(logits, targets[chunk])
             if needs_states:
-                direction = weight[targets[chunk]] - probs.to(weight.dtype) @ weight
-                states_grad[chunk] = (direction / temperature).to(states.dtype)
-            del probs  # one chunk's logits at a time
+                toward = weight[targets[chunk]]
+                if slope is not None:
+                    toward = toward * slope.gather(-1, targets[chunk, None]).to(weight.dtype)
+                    probs *= slope
+                direction = toward - probs.to(weight.dtype) @ weight
+                states_grad[chunk] = (direction * transform.scale / temperature).to(states.dtype)
+            del logits, probs, slope  # one chunk's logits at a time
         if needs_weight or needs_bias:
             ctx.save_for_backward(states_grad, states, weight, bias, targets)
         else:
             ctx.save_for_backward(states_grad, None, None, None, None)
-        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        ctx.temperature, ctx.chunk_size, ctx.transform = temperature, chunk_size, transform
         return logprobs
 
     @staticmethod
@@ -49,20 +54,22 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=_wide(weight)) if needs_weight else None
         bias_grad = torch.zeros_like(bias, dtype=_wide(bias)) if needs_bias else None
         for chunk in _chunks(len(grad), ctx.chunk_size) if needs_weight or needs_bias else ():
-            logits = _logits(states[chunk], weight, bias, ctx.temperature)
+            logits, slope = _logits(states[chunk], weight, bias, ctx.temperature, ctx.transform)
             logits_grad = _logprobs_and_softmax(logits, targets[chunk])[1].neg_()
             index = targets[chunk, None]
             logits_grad.scatter_add_(1, index, torch.ones_like(index, dtype=logits.dtype))
-            logits_grad *= (grad[chunk] / ctx.temperature)[:, None]
+            logits_grad *= (grad[chunk] * ctx.transform.scale / ctx.temperature)[:, None]
+            if slope is not None:
+                logits_grad *= slope
             if needs_weight:
                 weight_grad += logits_grad.to(weight.dtype).T @ states[chunk]
             if needs_bias:
                 bias_grad += logits_grad.sum(0)
-            del logits, logits_grad
+            del logits, logits_grad, slope
         states_grad = (
             states_grad * grad[:, None].to(states_grad.dtype) if ctx.needs_input_grad[0] else None
         )
-        return states_grad, weight_grad, bias_grad, None, None, None
+        return states_grad, weight_grad, bias_grad, None, None, None, None
 
 
 def token_logprobs(
@@ -71,13 +78,14 @@ def token_logprobs(
     targets: Int[Tensor, " N"],
     temperature: float = 1.0,
     chunk_size: int = 256,
+    transform: LogitTransform = PLAIN,
 ) -> Float[Tensor, " N"]:
     """log π(y_t | s_t) in float32, differentiable; memory grows with the chunk, not with N × V.
 
     The products run in the autocast type when autocast is on, else in the head's own.
     """
     states, weight, bias = _compute_inputs(states, lm_head)
-    return _TokenLogprobs.apply(states, weight, bias, targets, temperature, chunk_size)
+    return _TokenLogprobs.apply(states, weight, bias, targets, temperature, chunk_size, transform)
 
 
 @torch.no_grad()
@@ -87,13 +95,14 @@ def token_logprobs_and_entropies(
     targets: Int[Tensor, " N"],
     temperature: float = 1.0,
     chunk_size: int = 256,
+    transform: LogitTransform = PLAIN,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """log π(y_t | s_t) and the full-softmax entropy −Σ π log π in nats, without gradient."""
     states, weight, bias = _compute_inputs(states, lm_head)
     logprobs = states.new_empty(len(states), dtype=_wide(states))
     entropies = torch.empty_like(logprobs)
     for chunk in _chunks(len(states), chunk_size):
-        logits = _logits(states[chunk], weight, bias, temperature)
+        logits, _ = _logits(states[chunk], weight, bias, temperature, transform)
         logprobs[chunk], entropies[chunk] = logprobs_and_entropies(logits, targets[chunk])
     return logprobs, entropies
 
@@ -123,9 +132,17 @@ def _compute_inputs(states: Tensor, lm_head: nn.Module):
     return states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = nn.functional.linear(states, weight, bias)
-    return logits.to(_wide(logits)).div_(temperature)
+def _logits(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    transform: LogitTransform,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits over the temperature, (n, V), and the transform's slope."""
+    outputs = nn.functional.linear(states, weight, bias)
+    logits, slope = transform.with_slope_(outputs.to(_wide(outputs)))
+    return logits.div_(temperature), slope
 
 
 def _logprobs_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from spo.networks.batching import MicroBatch
+from spo.networks.logits import PLAIN, LogitTransform
 from spo.networks.logprobs import token_logprobs, token_logprobs_and_entropies
-from spo.networks.prefill import DecodeStep
+from spo.networks.prefill import DecodeStep, cache_argument, empty_cache, is_recurrent, select_rows
 
 Want = Literal["logprobs", "logprobs_and_entropies", "values", "next_logits"]
 
@@ -50,6 +51,7 @@ class Network(nn.Module):
         head: vocabulary head or value head, applied to states of width H.
         adapter: PEFT adapter to switch on; "" switches all of them off; None: none exist.
         trainable: what the optimizer trains.
+        logit_transform: what the model does to the numbers of a vocabulary head.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Network(nn.Module):
         adapter: str | None = None,
         trainable: tuple[nn.Parameter, ...] = (),
         numerics: Numerics | None = None,
+        logit_transform: LogitTransform = PLAIN,
     ):
         super().__init__()
         self.model, self.head, self.adapter, self.trainable = model, head, adapter, trainable
-        self.numerics = numerics or Numerics()
+        self.numerics, self.logit_transform = numerics or Numerics(), logit_transform
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +75,12 @@ class Network(nn.Module):
     def decoder_config(self) -> PreTrainedConfig:
         """What a key-value cache is laid out by."""
         return decoder(self.model).config
+
+    @property
+    def can_share_prompts(self) -> bool:
+        """A prompt may be computed once for several completions, forward and backward."""
+        takes_cache = cache_argument(decoder(self.model)) is not None
+        return takes_cache and not is_recurrent(empty_cache(self.decoder_config))
 
     @property
     def has_dropout(self) -> bool:
@@ -89,13 +98,14 @@ class Network(nn.Module):
         if want == "next_logits":
             # one product of two matrices: behind a slice of three dimensions the head's weight
             # would be copied for every row
-            return self.head(batch.run(decoder(self.model))[:, -1].contiguous())
+            last = batch.run(decoder(self.model))[:, -1].contiguous()
+            return self.logit_transform(self.head(last.to(self.head.weight.dtype)))
         states = hidden_states(decoder(self.model), batch)
         if want == "values":
             return batch.to_rows(token_values(self.head, states))
         numerics = self.numerics
         inputs = (states, self.head, batch.targets)
-        inputs += (numerics.temperature, numerics.logits_chunk_size)
+        inputs += (numerics.temperature, numerics.logits_chunk_size, self.logit_transform)
         if want == "logprobs":
             return batch.to_rows(token_logprobs(*inputs))
         return tuple(map(batch.to_rows, token_logprobs_and_entropies(*inputs)))
@@ -156,7 +166,7 @@ def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]
         return states_before_tokens(states, batch)
     prompts = batch.prefixes.first_step(decoder.config)
     prompts.run(decoder)
-    prompts.cache.batch_select_indices(batch.prefixes.of_row)
+    select_rows(prompts.cache, batch.prefixes.of_row)
     before = batch.prefixes.row_mask
     positions = torch.arange(batch.input_ids.shape[1], device=before.device)
     completions = DecodeStep(
@@ -187,13 +197,17 @@ def token_values(value_head: nn.Module, states: Float[Tensor, "N H"]) -> Float[T
 def _mergeable_layers(model: PeftModel) -> list[BaseTunerLayer]:
     """All layers that carry adapters, if each is a linear one with weights of its own; else none.
 
-    Quantised weights would be rounded anew, and tied ones are somebody else's, too.
+    Quantised weights would be rounded anew, tied ones are somebody else's, too, and the bias of an
+    adapter (lora_bias) needs one to be added to.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     embeddings = transformer(model).get_input_embeddings().weight
     for layer in layers:
         base = layer.get_base_layer()
+        biased = any(getattr(layer, "lora_bias", {}).values())
         if type(base) is not nn.Linear or base.weight is embeddings:
+            return []
+        if biased and base.bias is None:
             return []
     return layers
 
@@ -205,4 +219,7 @@ def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def decoder(model: PreTrainedModel | PeftModel) -> nn.Module:
     """The model without its head: ids -> last hidden states."""
-    return transformer(model).base_model
+    inner = transformer(model)
+    base = inner.base_model
+    # Llama 4's base_model_prefix names nothing in transformers 5.23, and this is the whole model
+    return base if base is not inner else getattr(inner, "model", inner)

@@ -1,20 +1,29 @@
-"""Prompts -> the key-value cache that their completions go on from, each prompt computed once.
+"""Prompts -> the cache that their completions go on from, each prompt computed once.
 
 Sampling and the update share it: behind `DecodeStep.run` stands an ordinary forward pass, so
-gradients go through the cache.
+gradients go through keys and values. A recurrent state is overwritten in place and continued one
+token at a time: sampling goes on from it, the update does not (`is_recurrent`).
 
 Axes: b rows, P distinct prompts among them, L tokens of the longest, H hidden width.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 ROOM = 1 / 8
 """For further tokens, as a share of those in the cache."""
@@ -66,6 +75,43 @@ def empty_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
+def can_select_rows(cache: DynamicCache) -> bool:
+    """Every layer is of a kind whose rows `select_rows` knows to select."""
+    known = (DummyLayer, DynamicIndexedLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
+    return all(
+        type(layer) in known or isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in cache.layers
+    )
+
+
+def is_recurrent(cache: DynamicCache) -> bool:
+    """Some layer keeps a state that each token overwrites: linear attention, a convolution."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def select_rows(cache: DynamicCache, indices: Int[Tensor, " b"]) -> None:
+    """Keep these rows of the cache, in this order, repeated where an index is."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            layer.reorder_cache(indices)  # of its keys and values as well
+        else:
+            layer.batch_select_indices(indices)
+
+
+def cache_argument(decoder: nn.Module) -> str | None:
+    """The name by which the decoder's forward pass takes a cache, and a mask over what is cached;
+    None: it takes none, or swallows them."""
+    names = inspect.signature(decoder.forward).parameters
+    known = ("past_key_values", "cache_params") if "attention_mask" in names else ()
+    return next((name for name in known if name in names), None)
+
+
+def filler(rows: Iterable[Sequence[int]]) -> int:
+    """A token to pad with: one of the rows' own. The embedding of a pad token may be all zeros, and
+    a norm of it without gradient (Gemma 3n), which NaN times 0 would carry everywhere."""
+    return next(chain.from_iterable(rows), 0)
+
+
 @dataclass(frozen=True)
 class SharedPrompts:
     """The distinct prompts of some rows, left-padded, so that all end in the last column.
@@ -84,7 +130,7 @@ class SharedPrompts:
         """From the prompt of each row; an empty one is padding throughout."""
         index = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
         width = max(map(len, index))
-        input_ids = np.zeros((len(index), width), dtype=np.int64)
+        input_ids = np.full((len(index), width), filler(index), dtype=np.int64)
         mask = np.zeros_like(input_ids)
         for prompt, i in index.items():
             input_ids[i, width - len(prompt) :] = prompt
@@ -123,10 +169,13 @@ class DecodeStep:
 
     def run(self, decoder: nn.Module) -> Float[Tensor, "b S H"]:
         """The last hidden states."""
+        name, mask = cache_argument(decoder), self.attention_mask
+        if name == "cache_params":  # a recurrent state has seen what is cached
+            mask = mask[:, -self.input_ids.shape[1] :]
         return decoder(
             input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
+            attention_mask=mask,
             position_ids=self.position_ids,
-            past_key_values=self.cache,
             use_cache=True,
+            **{name: self.cache},
         ).last_hidden_state

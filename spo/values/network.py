@@ -24,6 +24,7 @@ class NetworkValue:
 
     def __init__(self, learner: Learner, args: SPOConfig):
         self.learner, self.args, self.accelerator = learner, args, learner.accelerator
+        self.share_prompts = args.share_prompts and learner.network.can_share_prompts
 
     @property
     def fits_while_reading(self) -> bool:
@@ -46,7 +47,7 @@ class NetworkValue:
         sequences = Sequences(
             [rollouts.prompt_ids[row] for row in mine],
             [token_ids[row] for row in mine],
-            self.args.share_prompts,
+            self.share_prompts,
         )
         (columns,) = score_rows(self.learner.network, "values", sequences, self.args)
         return self._of_all_processes(dict(zip(mine.tolist(), columns, strict=True)), rollouts)
@@ -59,7 +60,7 @@ class NetworkValue:
     ) -> tuple[Float[np.ndarray, "B T"], dict[str, float]]:
         """The values before a step and the step itself, in one pass over all rows: those outside
         the loss have values as well."""
-        sequences = _sequences(rollouts, self.args)
+        sequences = _sequences(rollouts, self.share_prompts)
         weights = token_weights(mask, "dapo", self.args.max_completion_length)
         weights = weights.astype(np.float32)
         step = self.learner.step(
@@ -78,7 +79,7 @@ class NetworkValue:
         mask: Bool[np.ndarray, "B T"],
     ) -> dict[str, float]:
         """Every optimizer step of one rollout batch."""
-        sequences, steps = _sequences(rollouts, self.args), []
+        sequences, steps = _sequences(rollouts, self.share_prompts), []
         old = rollouts.values_by_source[self.name]
         processes = self.accelerator.num_processes
         for rows in minibatches(len(rollouts), rollouts.step, self.args, processes):
@@ -133,5 +134,5 @@ class NetworkValue:
         }
 
 
-def _sequences(rollouts: Rollouts, args: SPOConfig) -> Sequences:
-    return Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, args.share_prompts)
+def _sequences(rollouts: Rollouts, share_prompts: bool) -> Sequences:
+    return Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts)

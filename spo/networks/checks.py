@@ -1,0 +1,83 @@
+"""Configs and lengths -> one sentence where they do not fit together, before the first rollout."""
+
+from collections.abc import Iterable
+
+from peft import PeftConfig, PeftModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+
+
+def check_causal_config(config: PreTrainedConfig, name: str) -> None:
+    """A policy's, by name: one decoder with a vocabulary head."""
+    check_decoder_only(config, name)
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise ValueError(
+            f"Transformers has no causal language model of type {config.model_type} ({name}); "
+            "choose a decoder such as Qwen, Llama or SmolLM."
+        )
+
+
+def check_decoder_only(config: PreTrainedConfig, name: str) -> None:
+    """No encoder reads the prompt."""
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} ({config.model_type}) is an encoder-decoder model; SPO trains decoders only: "
+            "choose a causal language model."
+        )
+
+
+def check_router(config: PreTrainedConfig) -> None:
+    """No auxiliary loss of a router is asked for."""
+    if getattr(config.get_text_config(), "output_router_logits", False):
+        raise ValueError(
+            "The model's config asks for its router's auxiliary loss (output_router_logits), which "
+            "SPO does not add; set it to false: --model_init_kwargs "
+            """'{"output_router_logits": false}'."""
+        )
+
+
+def check_vocabulary(model: PreTrainedModel | PeftModel, processing_class) -> None:
+    """Every id of the tokenizer has an embedding."""
+    known = model.get_input_embeddings().weight.shape[0]
+    size = len(getattr(processing_class, "tokenizer", processing_class))
+    if known < size:
+        raise ValueError(
+            f"The tokenizer has {size} tokens, the model embeddings for {known}; "
+            "call model.resize_token_embeddings(len(tokenizer)) first, or pass the model's own "
+            "tokenizer."
+        )
+
+
+def check_lengths(
+    config: PreTrainedConfig, prompt_ids: Iterable[list[int]], max_completion_length: int
+) -> None:
+    """The longest prompt and its completion fit into the model's positions."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompt_ids), default=0)
+    if positions and longest + max_completion_length > positions:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens and max_completion_length is "
+            f"{max_completion_length}, but the model knows {positions} positions; set "
+            f"max_completion_length to at most {max(positions - longest, 1)} or max_prompt_length "
+            f"to {max(positions - max_completion_length, 1)}."
+        )
+
+
+def check_frozen_base(peft_config: PeftConfig, why: str) -> None:
+    """No adapter trains the biases of the base that others share."""
+    bias = getattr(peft_config, "bias", "none")
+    if bias != "none":
+        raise ValueError(
+            f"bias={bias!r} in the adapter trains the base's own biases, which {why}; set "
+            "bias='none'."
+        )
+
+
+def check_second_adapter(peft_config: PeftConfig) -> None:
+    """A frozen copy of the adapter can stand beside it."""
+    if getattr(peft_config, "target_parameters", None):
+        raise ValueError(
+            "The reference of a trained adapter (beta > 0) is a frozen copy of it, and PEFT puts "
+            "no second adapter on experts' weights (target_parameters); set beta=0, or merge the "
+            "adapter into the model first."
+        )
