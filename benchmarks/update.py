@@ -141,7 +141,8 @@ def loss_of(logprobs: Tensor, work: Workload, rows: np.ndarray) -> Tensor:
         column[rows, :width] for column in (work.logprobs_old, work.advantages, work.weights)
     )
     segment_ids = torch.zeros(logprobs.shape, dtype=torch.long)
-    return policy_loss(logprobs, old, advantages, weights, segment_ids, epsilon=0.2).loss
+    loss, _ = policy_loss(logprobs, old, advantages, weights, segment_ids, epsilon=0.2)
+    return loss
 
 
 def run_ours(network: Network, work: Workload, args: argparse.Namespace) -> float:
