@@ -73,7 +73,7 @@ class Reader(TrainerCallback):
     def read(self, trainer: SPOTrainer, update: int) -> None:
         settings = vars(trainer.args)
         batch, solutions = sampled_solutions(
-            trainer.policy.model, trainer.processing_class, self.held_out, settings
+            trainer.policy, trainer.processing_class, self.held_out, settings
         )
         entries = map(json.loads, batch["entry"])
         expressions = [entry["metadata"]["expression"] for entry in entries]

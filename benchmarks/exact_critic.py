@@ -8,14 +8,15 @@ import json
 import random
 import re
 import sys
-from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
+import torch
 from common import ROOT
-from jaxtyping import Float
+from datasets import Dataset
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from spo import SPOTrainer
 from spo.rollouts import Rollouts
 
 sys.path.append(str(ROOT / "scripts"))
@@ -53,22 +54,27 @@ def progress(right: list[str], solution: str) -> tuple[list[int], int | None]:
     return ends, at - 1 if wrong_length else None
 
 
-class ExactCriticTrainer(SPOTrainer):
+class ExactValue:
     """V(s_t) is 0 after the first wrong character and, before it, the success rate of late to the
-    power of the share of lines still to be written: as if every line were as hard as any other."""
+    power of the share of lines still to be written: as if every line were as hard as any other.
 
+    Attributes:
+        success_rate: of the last ten rollout batches or so, ().
+    """
+
+    name = "exact"
     MEMORY = 0.9
-    success_rate = 0.3
 
-    def value(self, step: int, rollouts: Rollouts) -> Rollouts:
-        rollouts = super().value(step, rollouts)
-        values = self.exact_values(rollouts)
-        right = (rollouts.completion_rewards >= 1).mean()
-        self.success_rate = self.MEMORY * self.success_rate + (1 - self.MEMORY) * float(right)
-        return replace(rollouts, token_values=values)
+    def __init__(self, train_dataset: Dataset):
+        self.train_dataset = train_dataset
+        self.success_rate = torch.tensor(0.3, dtype=torch.float64)
 
-    def exact_values(self, rollouts: Rollouts) -> Float[np.ndarray, "B T"]:
+    def predict(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T"]:
+        """Of the text before each token; 0 on padding."""
         values = np.zeros(rollouts.completion_mask.shape, np.float32)
+        success_rate = max(self.success_rate.item(), 0.02)
         problems = self.train_dataset.select(rollouts.prompt_index)
         for row, (task, entry) in enumerate(zip(problems["task"], problems["entry"], strict=True)):
             right = right_lines(task, json.loads(entry))
@@ -76,5 +82,20 @@ class ExactCriticTrainer(SPOTrainer):
             starts = np.concatenate([[0], rollouts.token_ends[row, :-1]])  # ASCII up to there
             left = 1 - np.searchsorted(ends, starts, side="right") / len(right)
             lost = starts > (np.inf if wrong_at is None else wrong_at)
-            values[row] = np.where(lost, 0.0, max(self.success_rate, 0.02) ** left)
+            values[row] = np.where(lost, 0.0, success_rate**left)
         return np.where(rollouts.completion_mask, values, 0.0)
+
+    def fit(
+        self,
+        rollouts: Rollouts,
+        targets: Float[np.ndarray, "B T"],
+        mask: Bool[np.ndarray, "B T"],
+    ) -> dict[str, float]:
+        """The success rate alone is not known beforehand."""
+        right = (rollouts.completion_rewards >= 1).mean()
+        self.success_rate.mul_(self.MEMORY).add_((1 - self.MEMORY) * float(right))
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold; writing into this tensor restores it."""
+        return {"success_rate": self.success_rate}

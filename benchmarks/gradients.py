@@ -30,12 +30,15 @@ from learning_tasks import MODES, TASKS
 
 from spo import SPOConfig, SPOTrainer
 from spo.advantages import assign_credit
-from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
+from spo.generation.sampler import sample, uniforms
+from spo.generation.text import completion_texts
 from spo.losses import token_weights
 from spo.metrics import explained_variance
+from spo.networks.batching import Sequences
+from spo.prompts import PromptBatch
 from spo.rollouts import Rollouts
-from spo.scoring import TokenRows, hidden_states, token_logprobs
-from spo.segments import segment_starts
+from spo.scoring import reward, score
+from spo.segments import segment, segment_starts
 from spo.values.path import PathValue
 
 UNBIASED = "group mean, undivided"
@@ -66,8 +69,10 @@ def make_trainer(task_name: str, batch_size: int, num_batches: int, folder: str)
 
 
 def rollout_batch(trainer: SPOTrainer, step: int) -> Rollouts:
-    prompts = trainer.batches.indices(step - 1)
-    return trainer.score(step, prompts, trainer.generate(step, prompts))
+    prompts = trainer.prompts.batch(step)
+    completions = trainer.generator(prompts, trainer.sampling_params, step)
+    judges = (trainer.processing_class, trainer.reward_functions)
+    return score(prompts, completions, *judges, trainer.policy, trainer.reference, trainer.args)
 
 
 def fit(path_value: PathValue, rollouts: Rollouts) -> None:
@@ -80,13 +85,13 @@ def policy_gradients(
 ) -> list[np.ndarray]:
     """∇ Σ weight · advantage · log π for each (B, T) of advantages, as one vector each."""
     weights = token_weights(rollouts.completion_mask, "dapo", trainer.args.max_completion_length)
-    rows = TokenRows(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts=True)
-    parameters = trainer.policy.parameters
+    sequences = Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts=True)
+    policy, every_row = trainer.policy, np.arange(len(rollouts))
+    parameters = policy.trainable
     sums = [np.zeros(sum(p.numel() for p in parameters), np.float32) for _ in advantages]
-    with trainer.policy.active() as decoder:
-        for batch in rows.micro_batches(np.arange(len(rollouts)), 32, None, torch.device("cpu")):
-            states = hidden_states(decoder, batch)
-            logprobs = batch.to_rows(token_logprobs(states, trainer.policy.head, batch.targets))
+    with policy.active():
+        for batch in sequences.micro_batches(every_row, 32, None, policy.device):
+            logprobs = policy(batch, want="logprobs")
             chosen = (batch.rows, slice(logprobs.shape[1]))
             for total, of_mode in zip(sums, advantages, strict=True):
                 factors = torch.from_numpy((weights * of_mode)[chosen]).float()
@@ -131,7 +136,8 @@ def compare(trainer: SPOTrainer, warm_up: int, num_batches: int) -> dict[str, An
         if step <= warm_up:
             fit(path_value, scored)
             continue
-        valued = replace(scored, token_values=path_value.predict(scored))
+        segment_ids = segment(scored, trainer.args)
+        valued = scored.with_values({path_value.name: path_value.predict(scored, segment_ids)})
         returns = np.broadcast_to(scored.completion_rewards[:, None], scored.token_rewards.shape)
         explained.append(explained_variance(valued.token_values, returns, scored.completion_mask))
         credits = [
@@ -179,14 +185,17 @@ def _mean_reward(trainer: SPOTrainer, rollouts: Rollouts, row: int, start: int, 
     begun = rollouts.token_ids[row, :start].tolist()
     length = trainer.args.max_completion_length - start
     noise = uniforms(1, int(row), np.arange(start * count, (start + 1) * count), length)
-    ends = eos_token_ids(trainer.policy.model, trainer.processing_class)
+    params = replace(trainer.sampling_params, max_new_tokens=length)
     trainer.policy.train(False)
     prompt = [*rollouts.prompt_ids[row], *begun]
-    samples = sample(trainer.policy.model, [prompt] * count, noise, Sampling(length, ends))
+    with trainer.policy.merged():
+        samples = sample(trainer.policy, [prompt] * count, noise, params)
     whole = replace(samples, token_ids=[[*begun, *ids] for ids in samples.token_ids])
     texts, _ = completion_texts(trainer.processing_class, whole.token_ids)
-    problem = trainer.train_dataset.select([rollouts.prompt_index[row]] * count)
-    return trainer.rewards(problem, texts, whole).completion_rewards.mean()
+    index = np.repeat(rollouts.prompt_index[row], count)
+    problem = PromptBatch.take(trainer.train_dataset, rollouts.step, np.arange(count), index)
+    judges = (trainer.reward_functions, trainer.args.reward_weights)
+    return reward(problem, texts, whole, *judges).completion_rewards.mean()
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
 
 def problems(task: Task, settings: dict[str, Any]):
     """Training problems, none of them twice, and held-out ones."""
-    from spo.data import load_reasoning_gym_splits
+    from spo.problems import load_reasoning_gym_splits
 
     count = settings["max_steps"] * settings["per_device_train_batch_size"]
     options = task.options | {"size": count // settings["num_generations"], "seed": 1}
@@ -81,7 +81,7 @@ SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_
 
 
 def _train_with_spo(task: Task, settings: dict[str, Any], exact: bool):
-    from exact_critic import ExactCriticTrainer
+    from exact_critic import ExactValue
 
     from spo import SPOConfig, SPOTrainer
 
@@ -98,7 +98,7 @@ def _train_with_spo(task: Task, settings: dict[str, Any], exact: bool):
             use_cpu=True,
             **settings,
         )
-        trainer = (ExactCriticTrainer if exact else SPOTrainer)(
+        trainer = SPOTrainer(
             model=str(task.base_folder),
             reward_funcs="reasoning_gym",
             args=args,
@@ -107,6 +107,8 @@ def _train_with_spo(task: Task, settings: dict[str, Any], exact: bool):
             callbacks=[clock],
             peft_config=adapter(task),
         )
+        if exact:  # beside a network whose values stay 0
+            trainer.critic.sources += (ExactValue(trainer.train_dataset),)
         trainer.train()
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
@@ -125,8 +127,9 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
     import numpy as np
     from trl import GRPOConfig, GRPOTrainer
 
-    from spo.data import PromptBatches
     from spo.networks.loading import load_policy, load_tokenizer
+    from spo.networks.network import Network
+    from spo.prompts import PromptBatches
     from spo.rewards.verifiers import reasoning_gym_reward
 
     train, held_out = problems(task, settings)
@@ -138,6 +141,7 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
     order = np.concatenate([batches.indices(step) for step in range(settings["max_steps"])])
     model = load_policy(str(task.base_folder), dtype="bfloat16" if task.lora_r else "float32")
     tokenizer = load_tokenizer(str(task.base_folder))
+    network = Network(model, model.get_output_embeddings())
     evaluations: list[tuple[int, float]] = []
     every = settings["eval_steps"]
 
@@ -153,7 +157,7 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
                 self.mark()
 
         def _evaluate(self, step: int) -> None:
-            found = sampled_accuracy(model, tokenizer, held_out, settings)
+            found = sampled_accuracy(network, tokenizer, held_out, settings)
             evaluations.append((step, found))
             print(f"{step} accuracy {found:.3f}", flush=True)
 
@@ -185,32 +189,33 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
     return {name: _series(history, name) for name in names}, evaluations, clock
 
 
-def sampled_solutions(model, tokenizer, held_out, settings: dict[str, Any]):
+def sampled_solutions(network, tokenizer, held_out, settings: dict[str, Any]):
     """What SPOTrainer's evaluation samples, for a model in anyone's hands: the prepared problems
     and a text for each."""
     import numpy as np
-    import torch
 
     from spo.data import prepare_prompts
     from spo.evaluation import EVAL_STEP
-    from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
+    from spo.generation.engine import SamplingParams
+    from spo.generation.sampler import sample, uniforms
+    from spo.generation.text import completion_texts, eos_token_ids
 
     prepared = prepare_prompts(held_out, tokenizer).dataset
     length = settings["max_completion_length"]
     noise = uniforms(settings["seed"], EVAL_STEP, np.arange(len(prepared)), length)
-    sampling = Sampling(length, eos_token_ids(model, tokenizer))
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        samples = sample(model, list(prepared["prompt_ids"]), noise, sampling, max_rows=200)
-    model.train(training)
+    params = SamplingParams(length, eos_token_ids(network.model, tokenizer))
+    training = network.model.training
+    network.eval()
+    with network.active():
+        samples = sample(network, list(prepared["prompt_ids"]), noise, params, max_rows=200)
+    network.train(training)
     return prepared, completion_texts(tokenizer, samples.token_ids)[0]
 
 
-def sampled_accuracy(model, tokenizer, held_out, settings: dict[str, Any]) -> float:
+def sampled_accuracy(network, tokenizer, held_out, settings: dict[str, Any]) -> float:
     from spo.rewards.verifiers import reasoning_gym_reward
 
-    prepared, texts = sampled_solutions(model, tokenizer, held_out, settings)
+    prepared, texts = sampled_solutions(network, tokenizer, held_out, settings)
     columns = {name: prepared[name] for name in ("entry", "task", "task_options")}
     rewards = reasoning_gym_reward(None, texts, None, **columns)
     return sum(reward >= 1 for reward in rewards) / len(prepared)

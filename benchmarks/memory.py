@@ -31,8 +31,8 @@ import train_spo  # noqa: E402
 from spo import SPOConfig, SPOTrainer  # noqa: E402
 from spo.cli import Parser  # noqa: E402
 from spo.networks.loading import lora_config  # noqa: E402
+from spo.networks.logprobs import token_logprobs  # noqa: E402
 from spo.networks.memory import CARD_RESERVE, estimate_memory  # noqa: E402
-from spo.scoring import token_logprobs  # noqa: E402
 
 QWEN2 = {"model_type": "qwen2", "max_position_embeddings": 4096, "use_cache": True}
 SHAPES = {

@@ -4,7 +4,7 @@ Forward and backward of the policy loss over the same completions, prompts, weig
 rows per micro-batch:
 
 - ours: micro-batches of similar length, each padded to its own longest row, log-probs a chunk of
-  tokens at a time (`spo.scoring`);
+  tokens at a time (`spo.networks`);
 - padded: prompts left-padded and completions right-padded to the longest of all, logits of all
   completion positions at once, log_softmax over them in float32.
 
@@ -39,9 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from spo.losses import policy_loss, token_weights
-from spo.models import Network, build_policy, leave_inputs_in_16_bits
+from spo.networks.batching import Sequences
+from spo.networks.build import build_policy, leave_inputs_in_16_bits
 from spo.networks.loading import lora_config
-from spo.scoring import TokenRows, hidden_states, token_logprobs
+from spo.networks.network import Network, Numerics
 
 PRODUCTS = 10
 """Matrix products in a turn."""
@@ -119,7 +120,8 @@ def load_network(args: argparse.Namespace) -> Network:
         model = LlamaForCausalLM(config).to(dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
-    network = build_policy(model, lora_config(r=8, alpha=16))
+    numerics = Numerics(temperature=args.temperature)
+    network = build_policy(model, lora_config(r=8, alpha=16), numerics)
     if args.dtype == "bfloat16":
         leave_inputs_in_16_bits(network.model)
     for name, parameter in network.model.named_parameters():
@@ -139,22 +141,21 @@ def loss_of(logprobs: Tensor, work: Workload, rows: np.ndarray) -> Tensor:
         column[rows, :width] for column in (work.logprobs_old, work.advantages, work.weights)
     )
     segment_ids = torch.zeros(logprobs.shape, dtype=torch.long)
-    return policy_loss(logprobs, old, advantages, weights, segment_ids, epsilon=0.2).loss
+    loss, _ = policy_loss(logprobs, old, advantages, weights, segment_ids, epsilon=0.2)
+    return loss
 
 
 def run_ours(network: Network, work: Workload, args: argparse.Namespace) -> float:
     """What spo.update does for the policy."""
-    token_rows = TokenRows(work.prompt_ids, work.token_ids, share_prompts=True)
+    sequences = Sequences(work.prompt_ids, work.token_ids, share_prompts=True)
     every_row = np.arange(len(work.token_ids))
     total = 0.0
-    with network.active() as decoder:
-        for batch in token_rows.micro_batches(
+    with network.active():
+        for batch in sequences.micro_batches(
             every_row, args.rows_per_micro_batch, None, torch.device("cpu")
         ):
             with _autocast(args):
-                states = hidden_states(decoder, batch)
-                flat = token_logprobs(states, network.head, batch.targets, args.temperature)
-                loss = loss_of(batch.to_rows(flat), work, batch.rows)
+                loss = loss_of(network(batch, want="logprobs"), work, batch.rows)
             loss.backward()
             total += loss.item()
     return total
@@ -199,10 +200,10 @@ def _autocast(args: argparse.Namespace):
 
 
 def loss_and_gradient(name: str, network: Network, work: Workload, args) -> tuple[float, Tensor]:
-    for parameter in network.parameters:
+    for parameter in network.trainable:
         parameter.grad = None
     loss = VARIANTS[name](network, work, args)
-    return loss, torch.cat([parameter.grad.flatten() for parameter in network.parameters])
+    return loss, torch.cat([parameter.grad.flatten() for parameter in network.trainable])
 
 
 def compare(args: argparse.Namespace) -> dict[str, float]:
