@@ -2,18 +2,21 @@
 
 python tests/run_elsewhere.py cases FOLDER    # as one of WORLD_SIZE processes
 python tests/run_elsewhere.py killed FOLDER   # dies while it writes its third checkpoint
+python tests/run_elsewhere.py endless_step FOLDER   # a step that does not end
 """
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import tiny_runs as runs
 from peft import LoraConfig
 
-from spo.run import folder as checkpoints
+from spo.run import checkpoint as checkpoints
 
 
 # --- the same training whatever the number of processes --------------------------------------
@@ -120,8 +123,28 @@ def killed(folder: Path) -> None:
     killable_trainer(folder).train()
 
 
+def endless_step(folder: Path) -> None:
+    def wait(completions, **columns):
+        (folder / "waiting").touch()
+        time.sleep(60)
+
+    runs.make_trainer(folder, reward_funcs=wait).train()
+
+
+def start(
+    command: str, folder: Path, log: Path, variables: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """This file in a process of its own; its output in a file, as a full pipe would stop it."""
+    return subprocess.Popen(
+        [sys.executable, __file__, command, str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.REPO)} | (variables or {}),
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "killed":
-        killed(Path(sys.argv[2]))
+    if sys.argv[1] in ("killed", "endless_step"):
+        globals()[sys.argv[1]](Path(sys.argv[2]))
     else:
         run_cases(Path(sys.argv[2]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -1,6 +1,7 @@
 """Short runs of SPOTrainer on tiny models, and what they leave behind: shared by several tests."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def make_trainer(output_dir: Any, model: Any = None, **given: Any) -> SPOTrainer
     torch.set_num_threads(1)  # tiny matrices: a second thread would only be waited for
     model = policy() if model is None else model
     return SPOTrainer(model, args=config(output_dir, **given), **defaults | arguments)
+
+
+def free_port() -> int:
+    """For the processes of a test to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 # --- what a run left behind ------------------------------------------------------------------
