@@ -39,7 +39,7 @@ def call_functions(
     functions: Sequence[RewardFunction],
     rows: dict[str, list],
     columns: dict[str, list],
-    timeout: float | None = None,
+    timeout: float | int | None = None,
 ) -> list[Any]:
     """What each function returned; async ones wait together.
 
@@ -88,7 +88,7 @@ def _too_long(names: str, timeout: float) -> RewardError:
 
 
 @contextmanager
-def _deadline(name: str, timeout: float | None) -> Iterator[None]:
+def _deadline(name: str, timeout: float | int | None) -> Iterator[None]:
     """Interrupt the main thread, waiting calls of the operating system included, when time is up.
 
     SIGVTALRM, as SIGALRM is what verifiers limit themselves with.
@@ -123,7 +123,7 @@ def _deadline(name: str, timeout: float | None) -> Iterator[None]:
 
 
 def _wait_for(
-    awaitables: list[Any], functions: list[RewardFunction], timeout: float | None
+    awaitables: list[Any], functions: list[RewardFunction], timeout: float | int | None
 ) -> list[Any]:
     """What each gave, or what it raised."""
     loop, thread = _event_loop()

@@ -160,7 +160,7 @@ def score_completions(
     completion_ids: list[list[int]],
     columns: dict[str, list],
     num_tokens: Sequence[int] | Int[np.ndarray, " B"],
-    timeout: float | None = None,
+    timeout: float | int | None = None,
 ) -> CompletionRewards:
     """Call every function once on all B rows and add the rewards up.
 

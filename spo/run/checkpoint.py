@@ -227,6 +227,7 @@ def size_of(accelerator: Accelerator, weights: dict[str, torch.Tensor]) -> int:
 
 def _room_for(accelerator: Accelerator, output_dir: Path, weights: dict) -> str | None:
     try:
+        output_dir.mkdir(parents=True, exist_ok=True)  # it may have been moved away
         free = shutil.disk_usage(output_dir).free
     except OSError as error:
         return _no_checkpoint(output_dir, error)

@@ -236,6 +236,8 @@ class Run:
         """Every `save_steps` and `save_minutes`, where a callback asks for it, and before an early
         end; all processes find the same."""
         control, minutes = self.control, self.args.save_minutes
+        if self.accelerator.is_main_process and not folder.read_run(self.output_dir):
+            self.trouble = f"{self.output_dir} was moved or deleted"
         due = minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes
         wishes = [control.should_save, due and step < self.max_steps, self.signals.number or 0]
         wishes += [self.trouble is not None, control.should_training_stop]

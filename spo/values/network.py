@@ -49,7 +49,7 @@ class NetworkValue:
             self.args.share_prompts,
         )
         (columns,) = score_rows(self.learner.network, "values", sequences, self.args)
-        return self._of_all_processes(dict(zip(mine, columns, strict=True)), rollouts)
+        return self._of_all_processes(dict(zip(mine.tolist(), columns, strict=True)), rollouts)
 
     def predict_and_fit(
         self,
