@@ -621,7 +621,8 @@ def test_two_trainers_do_not_write_to_one_folder(tmp_path, monkeypatch):
 
 
 # --- loss scaling --------------------------------------------------------------------------------
-def test_a_batch_without_anything_to_learn_leaves_the_loss_scaler_usable(tmp_path):
+@pytest.mark.parametrize("lam_critic", [1.0, 0.9])
+def test_a_batch_without_anything_to_learn_leaves_the_loss_scaler_usable(lam_critic, tmp_path):
     """Step 2 has no scorable completion, step 1 and 3 have: float16's scaler goes on."""
     calls = []
 
@@ -631,13 +632,16 @@ def test_a_batch_without_anything_to_learn_leaves_the_loss_scaler_usable(tmp_pat
         return [None if nothing else float(i % 3) for i in range(len(completions))]
 
     trainer = runs.make_trainer(
-        tmp_path / "run", reward_funcs=reward, max_steps=4, value_model="policy", lam_critic=0.9
+        tmp_path / "run",
+        reward_funcs=reward,
+        max_steps=4,
+        value_model="policy",
+        lam_critic=lam_critic,
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     trainer.accelerator.scaler = scaler
     for optimizer in trainer.accelerator._optimizers:
-        optimizer.scaler = scaler
-        optimizer._optimizer_patched_step_method = optimizer.optimizer.step
+        optimizer.__init__(optimizer.optimizer, device_placement=False, scaler=scaler)
     before = runs.weights_of(trainer)
     with pytest.warns(UserWarning, match="Step 2: no completion could be scored"):
         trainer.train()
