@@ -536,7 +536,9 @@ except SaveError as error:
 """
 
 
-@pytest.mark.parametrize("size", [60_000, 4_000, 200, 0])
+@pytest.mark.parametrize(
+    "size", [4_000, *(pytest.param(size, marks=pytest.mark.slow) for size in (60_000, 200, 0))]
+)
 def test_a_disk_that_takes_no_more_is_one_sentence_and_the_last_one_is_good(size, whole, tmp_path):
     """No file may grow beyond a size from step 2 on, whatever is being written."""
     run = tmp_path / "run"

@@ -193,7 +193,7 @@ def save_checkpoint(
     if not _any_trouble(accelerator, trouble) and accelerator.is_main_process:
         try:
             _publish(temporary, final, state)
-            _delete_old(output_dir, state["run_id"], save_total_limit)
+            delete_old(output_dir, state["run_id"], save_total_limit)
         except OSError as error:
             trouble = _no_checkpoint(final, error)
     if trouble is not None and accelerator.is_main_process:
@@ -276,7 +276,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _delete_old(output_dir: Path, run_id: str, save_total_limit: int | None) -> None:
+def delete_old(output_dir: Path, run_id: str, save_total_limit: int | None) -> None:
     """Keep the newest; those that nobody asked for make room for newer ones of their kind."""
     ours = checkpoints_in(output_dir, run_id)
     if save_total_limit is not None:

@@ -121,6 +121,7 @@ class Run:
         if anew:
             folder.begin_anew(self.output_dir)
         folder.remove_unfinished(self.output_dir)
+        checkpoint.delete_old(self.output_dir, self.run_id, self.args.save_total_limit)
         folder.write_config(self.output_dir, self.args)
         folder.write_run(self.output_dir, finished=False)
 
