@@ -488,6 +488,8 @@ class SPOConfig:
             raise ValueError("value_layers=0 leaves the critic no layer to learn in.")
         if self.temperature == 0:
             raise ValueError("temperature=0 must be above 0; for evaluation set eval_temperature.")
+        if self.adam_epsilon == 0:
+            raise ValueError("adam_epsilon=0 divides 0 by 0 where a weight has no gradient.")
         if self.top_p == 0:
             raise ValueError("top_p=0 leaves no token to sample; 1 disables nucleus sampling.")
         try:

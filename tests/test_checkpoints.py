@@ -434,7 +434,9 @@ def test_weights_that_are_not_finite_are_not_saved(network, tmp_path):
         learner.trainable[0].data.view(-1)[0] = math.inf
 
     trainer = trainer_of(tmp_path / "run", callbacks=[Do(poison, step=3)])
-    with pytest.raises(NonFiniteLossError, match=r"not finite; it was not saved, .*000002 is good"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"not finite; it was not saved, .*intact: .*000002"
+    ):
         trainer.train()
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert last_good(tmp_path / "run").name == "checkpoint-000002"
@@ -445,7 +447,7 @@ def test_a_broken_model_is_not_saved_at_the_end_either(tmp_path):
         trainer.policy.trainable[0].data.view(-1)[0] = math.nan
 
     trainer = trainer_of(tmp_path / "run", save_steps=2, callbacks=[Do(poison, step=3)])
-    with pytest.raises(NonFiniteLossError, match=r"no model was saved, .*000002 is good"):
+    with pytest.raises(NonFiniteLossError, match=r"no model was saved, .*intact: .*000002"):
         trainer.train()
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
@@ -552,7 +554,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_the_last_one_is_good(size
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("SAID")]
-    assert "checkpoint-000001 is good. A checkpoint takes" in said, said
+    assert "checkpoint-000001. A checkpoint takes" in said, said
     assert "--resume_from_checkpoint latest" in said
     assert [p.name for p in checkpoints_in(run)] == ["checkpoint-000001"]
     assert not list(run.glob(".checkpoint-*"))
@@ -573,7 +575,7 @@ def test_a_folder_that_vanishes_is_one_sentence(tmp_path):
 
     trainer = trainer_of(tmp_path / "run", callbacks=[Do(vanish, step=2)])
     with pytest.raises(
-        SaveError, match=r"^Step 2: .* was moved or deleted; .*000002 is good"
+        SaveError, match=r"^Step 2: .* was moved or deleted; .*intact: .*000002"
     ) as error:
         trainer.train()
     assert "\n" not in str(error.value)

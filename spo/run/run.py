@@ -211,7 +211,7 @@ class Run:
 
     def _safe(self) -> str:
         good = checkpoint.last_good(self.output_dir, self.run_id)
-        return f"{good} is good" if good else "there is no checkpoint"
+        return f"the last checkpoint is intact: {good}" if good else "there is no checkpoint"
 
     def _advice(self, weights: dict[str, torch.Tensor]) -> str:
         """What is safe and what to do where something cannot be written."""
