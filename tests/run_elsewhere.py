@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import tiny_runs as runs
 from peft import LoraConfig
+from transformers import TrainerCallback
 
+from spo.errors import SaveError
 from spo.run import checkpoint as checkpoints
+from spo.run import run as run_module
 
 
 # --- the same training whatever the number of processes --------------------------------------
@@ -131,6 +134,31 @@ def endless_step(folder: Path) -> None:
     runs.make_trainer(folder, reward_funcs=wait).train()
 
 
+class Wish(TrainerCallback):
+    """Process 1 asks for something at each of three steps."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if os.environ["RANK"] == "1":
+            control.should_save = state.global_step == 1
+            control.should_evaluate = state.global_step == 2
+            control.should_training_stop = state.global_step == 3
+
+
+def wishes(folder: Path) -> None:
+    settings = {"per_device_train_batch_size": 4, "max_steps": 5}
+    given = {"callbacks": [Wish], "eval_dataset": runs.prompts(2)}
+    runs.make_trainer(folder / "wishes", **given, **settings).train()
+
+    def full(*args):
+        raise OSError(28, "full")
+
+    run_module.save_rollouts = full
+    try:
+        runs.make_trainer(folder / "full", **settings).train()
+    except SaveError as error:
+        print(error)
+
+
 def start(
     command: str, folder: Path, log: Path, variables: dict[str, str] | None = None
 ) -> subprocess.Popen:
@@ -144,7 +172,7 @@ def start(
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("killed", "endless_step"):
+    if sys.argv[1] in ("killed", "endless_step", "wishes"):
         globals()[sys.argv[1]](Path(sys.argv[2]))
     else:
         run_cases(Path(sys.argv[2]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

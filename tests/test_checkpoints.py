@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_elsewhere
 import tiny_runs as runs
 import torch
 from peft import LoraConfig
@@ -226,6 +227,19 @@ def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(whole, tmp_path):
     trainer_of(run, max_steps=1, overwrite_output_dir=True)
     left = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert left == {*mine, "spo_run.json"}
+
+
+def test_a_persons_own_readme_is_put_aside(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "README.md").write_text("mine")
+    trainer = runs.make_trainer(run, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert (run / "README.md.old-1").read_text() == "mine"
+    assert not list(run.rglob("*.old-2"))
+    assert "Segment Policy Optimization" in (run / "README.md").read_text()
+    assert [path.name for path in run.rglob("*.old-*")] == ["README.md.old-1"]
 
 
 def test_an_adapter_of_the_run_before_does_not_stay_beside_a_full_model(tmp_path):
@@ -622,6 +636,25 @@ def test_two_trainers_do_not_write_to_one_folder(tmp_path, monkeypatch):
     trainer_of(tmp_path / "run", callbacks=[Do(second)]).train()
     assert refusals
     assert [line["step"] for line in runs.metrics_of(tmp_path / "run")] == [1, 2, 3]
+
+
+# --- two processes -------------------------------------------------------------------------------
+def test_what_one_of_two_processes_wishes_both_do(tmp_path):
+    """Process 1 alone asks for a checkpoint, an evaluation, and to stop; 0 alone cannot write."""
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(runs.free_port())}
+    logs = [tmp_path / f"log-{rank}" for rank in "01"]
+    processes = [
+        run_elsewhere.start("wishes", tmp_path, log, world | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank, log in zip("01", logs, strict=True)
+    ]
+    codes = [process.wait(120) for process in processes]
+    assert codes == [0, 0], logs[0].read_text() + logs[1].read_text()
+    lines = runs.metrics_of(tmp_path / "wishes")
+    assert [line["step"] for line in lines if "eval/reward" in line] == [0, 2, 3]
+    assert [line["step"] for line in lines if "reward" in line] == [1, 2, 3]
+    assert [p.name for p in checkpoints_in(tmp_path / "wishes")] == ["checkpoint-000001"]
+    for log in logs:
+        assert "Step 1: rollouts could not be written: full" in log.read_text()
 
 
 # --- loss scaling --------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ def _publish(temporary: Path, final: Path, state: dict[str, Any]) -> None:
     (temporary / STATE_FILE).write_text(json.dumps(state))
     for path in (*files, temporary / STATE_FILE, temporary):
         flush(path)
-    aside = _free_name(final) if final.exists() else None
+    aside = free_name(final) if final.exists() else None
     if aside is not None:
         final.rename(aside)
     temporary.rename(final)
@@ -259,9 +259,9 @@ def _publish(temporary: Path, final: Path, state: dict[str, Any]) -> None:
         shutil.rmtree(aside)
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """A name beside it for what stands in the way; it may be a person's."""
-    names = (path.with_name(f"{path.name}.old-{i}") for i in range(1, 1000))
+    names = (path.with_name(f"{path.name}.old-{i}") for i in range(1, 10**6))
     return next(name for name in names if not name.exists())
 
 

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from spo.config import SPOConfig
 from spo.errors import RunFolderError
 from spo.rollouts import Credit, Rollouts, save_rollouts, select_rows
-from spo.run.checkpoint import checkpoints_in, flush, read_state
+from spo.run.checkpoint import checkpoints_in, flush, free_name, read_state
 
 try:
     import fcntl
@@ -119,8 +119,7 @@ def begin_anew(output_dir: Path) -> None:
         )
     metrics = output_dir / METRICS_FILE
     if metrics.exists():
-        names = (metrics.with_name(f"{METRICS_FILE}.old-{i}") for i in range(1, 10**6))
-        metrics.rename(next(name for name in names if not name.exists()))
+        metrics.rename(free_name(metrics))
 
 
 def _remove_run(output_dir: Path) -> None:

@@ -17,7 +17,7 @@ from spo.config import SPOConfig
 from spo.networks.build import CRITIC, POLICY
 from spo.networks.network import Network
 from spo.run import folder
-from spo.run.checkpoint import flush
+from spo.run.checkpoint import flush, free_name
 from spo.values.critic import Critic
 
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError)
@@ -55,14 +55,25 @@ def save_model(path: Path, trained: Trained) -> None:
         (temporary / "README.md").write_text(trained.card)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         names = [file.relative_to(temporary).as_posix() for file in files]
+        _make_way(path, names)
         for file, name in zip(files, names, strict=True):
             flush(file)
             (path / name).parent.mkdir(exist_ok=True)
             os.replace(file, path / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if folder.read_run(path):
-        folder.write_run(path, files=names)
+
+
+def _make_way(path: Path, names: list[str]) -> None:
+    """In a run's folder, put a person's own files of these names aside and note which are ours."""
+    run = folder.read_run(path)
+    if not run:
+        return
+    ours = {*run.get("files", []), folder.CONFIG_FILE}
+    for name in names:
+        if name not in ours and (path / name).exists():
+            (path / name).rename(free_name(path / name))
+    folder.write_run(path, files=sorted({*names, *run.get("files", [])}))
 
 
 def try_saving(path: Path, trained: Trained) -> str:
