@@ -180,13 +180,13 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
 
     from spo import SPOTrainer
     from spo.networks.loading import quantization_config
-    from spo.run.checkpoint import choose
+    from spo.run.checkpoint import refuse_without
     from spo.run.folder import chosen_dir, refuse_another_run
 
     if args.output_dir and not (args.resume_from_checkpoint or args.overwrite_output_dir):
         refuse_another_run(Path(args.output_dir))
     if args.resume_from_checkpoint:
-        choose(chosen_dir(args), args.resume_from_checkpoint, run_id=None)
+        refuse_without(chosen_dir(args), args.resume_from_checkpoint)
     args.model_init_kwargs = model_args.loading(args)
     if torch.cuda.is_available() and not args.use_cpu:
         check_card(model_args, args, torch.cuda.get_device_properties(0).total_memory)

@@ -96,6 +96,19 @@ def _checksum_of_state(state: dict[str, Any]) -> str:
 # --- which one to resume from ----------------------------------------------------------------
 
 
+def refuse_without(output_dir: Path, wanted: str | bool) -> None:
+    """A first look, before weights are loaded, that reads no checkpoint through.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    if wanted in (True, "latest"):
+        if not checkpoints_in(output_dir):
+            raise RunFolderError(f"There is no complete checkpoint in {output_dir} to resume from.")
+    elif wanted != "auto" and read_state(Path(wanted)) is None:
+        raise RunFolderError(f"{wanted} is not a complete checkpoint of SPO.")
+
+
 def choose(output_dir: Path, wanted: str | bool, run_id: str | None) -> tuple[Path | None, str]:
     """The checkpoint that "auto", "latest" (or True) or a path stands for, read through once; and
     what a person should know about the choice.
@@ -119,14 +132,12 @@ def choose(output_dir: Path, wanted: str | bool, run_id: str | None) -> tuple[Pa
             f"No checkpoint in {output_dir} is whole: {'; '.join(bad)}; start anew in another "
             "output_dir, or here with --overwrite_output_dir."
         )
-    if wanted == "auto":
-        return None, ""
-    raise RunFolderError(f"There is no complete checkpoint in {output_dir} to resume from.")
+    refuse_without(output_dir, wanted)
+    return None, ""
 
 
 def _given(path: Path) -> Path:
-    if read_state(path) is None:
-        raise RunFolderError(f"{path} is not a complete checkpoint of SPO.")
+    refuse_without(path.parent, str(path))
     reason = damage(path)
     if reason is None:
         return path
