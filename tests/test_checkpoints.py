@@ -192,6 +192,20 @@ def test_checkpoints_of_other_trainers_and_runs_are_neither_used_nor_deleted(who
     assert files_of(theirs) | files_of(another_run) == before
 
 
+def test_a_run_whose_id_is_lost_is_known_by_its_checkpoints(whole, tmp_path):
+    run = copy_of(whole, tmp_path)
+    (run / "spo_run.json").unlink()
+    shutil.rmtree(run / "checkpoint-000003")
+    assert_goes_on_exactly(run, whole)
+
+
+def test_a_kill_between_two_renames_of_one_number_loses_neither(whole, tmp_path):
+    run = copy_of(whole, tmp_path)
+    (run / "checkpoint-000003").rename(run / ".checkpoint-000003.before.tmp")
+    trainer_of(run, resume_from_checkpoint="latest").train()
+    assert damage(run / "checkpoint-000003") is None
+
+
 def test_checkpoints_count_by_number_not_by_name(tmp_path, whole):
     for number in (999_999, 1_000_000):
         state = checkpoint.read_state(whole[0] / "checkpoint-000003") | {"step": number}

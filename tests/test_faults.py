@@ -13,7 +13,7 @@ import train_spo
 from spo import SPOConfig
 
 
-@pytest.mark.parametrize("campaign", ["kills.py 4", "files.py 300", "configs.py 10"])
+@pytest.mark.parametrize("campaign", ["kills.py 3 --kinds lora", "files.py 200", "configs.py 8"])
 def test_a_few_faults(campaign):
     done = subprocess.run(
         [sys.executable, *f"tests/faults/{campaign} --seed 7".split()],

@@ -261,13 +261,34 @@ def _publish(temporary: Path, final: Path, state: dict[str, Any]) -> None:
     (temporary / STATE_FILE).write_text(json.dumps(state))
     for path in (*files, temporary / STATE_FILE, temporary):
         flush(path)
-    aside = free_name(final) if final.exists() else None
-    if aside is not None:
-        final.rename(aside)
+    before = final.with_name(f".{final.name}.before.tmp")
+    if read_state(final) is not None:
+        shutil.rmtree(before, ignore_errors=True)
+        final.rename(before)
+    elif final.exists():  # it may be a person's
+        final.rename(free_name(final))
     temporary.rename(final)
     flush(final.parent)
-    if aside is not None and read_state(aside) is not None:
-        shutil.rmtree(aside)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def delete(checkpoint: Path) -> None:
+    """Out of sight first: a kill leaves no half one under its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_unfinished(output_dir: Path) -> None:
+    """Finish what a kill has left half done to checkpoints."""
+    for path in output_dir.glob(".checkpoint-*.before.tmp"):
+        final = path.with_name(path.name.removeprefix(".").removesuffix(".before.tmp"))
+        if not final.exists():
+            path.rename(final)
+    for path in output_dir.glob(".checkpoint-*.tmp"):
+        if re.fullmatch(r"\.checkpoint-\d+(\.before)?\.tmp", path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def free_name(path: Path) -> Path:
@@ -297,7 +318,7 @@ def delete_old(output_dir: Path, run_id: str, save_total_limit: int | None) -> N
         old = unasked[:-KEPT_UNASKED]
     if old and damage(ours[-1]) is None:  # read back before another one is given up
         for path in old:
-            shutil.rmtree(path)
+            delete(path)
 
 
 # --- reading ---------------------------------------------------------------------------------

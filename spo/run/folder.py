@@ -23,6 +23,7 @@ from accelerate.utils import broadcast_object_list
 from spo.config import SPOConfig
 from spo.errors import RunFolderError
 from spo.rollouts import Credit, Rollouts, save_rollouts, select_rows
+from spo.run import checkpoint
 from spo.run.checkpoint import checkpoints_in, flush, free_name, read_state
 
 try:
@@ -74,8 +75,16 @@ def _prepare(args: SPOConfig) -> Path:
         refuse_another_run(output_dir)  # with a checkpoint, train() may yet be told to resume
     output_dir.mkdir(parents=True, exist_ok=True)
     if not read_run(output_dir).get("run_id"):
-        write_run(output_dir, run_id=uuid.uuid4().hex)
+        write_run(output_dir, run_id=_found_id(output_dir, bool(resume)) or uuid.uuid4().hex)
     return output_dir
+
+
+def _found_id(output_dir: Path, resume: bool) -> str | None:
+    """That of the newest checkpoint, where a run's folder has lost the file that says it."""
+    found = checkpoints_in(output_dir)
+    if found and (resume or any((output_dir / name).exists() for name in RUN_FILES)):
+        return read_state(found[-1])["run_id"]
+    return None
 
 
 def chosen_dir(args: SPOConfig) -> Path:
@@ -125,8 +134,8 @@ def begin_anew(output_dir: Path) -> None:
 def _remove_run(output_dir: Path) -> None:
     """Delete what a run of SPO wrote, and nothing else."""
     run = read_run(output_dir)
-    for checkpoint in checkpoints_in(output_dir, run.get("run_id")):
-        shutil.rmtree(checkpoint)
+    for path in checkpoints_in(output_dir, run.get("run_id")):
+        checkpoint.delete(path)
     remove_unfinished(output_dir)
     names = [CONFIG_FILE, METRICS_FILE, RUN_FILE, *run.get("files", [])]
     for path in (*output_dir.glob("*"), *output_dir.glob("rollouts/*")):
@@ -141,9 +150,9 @@ def _remove_run(output_dir: Path) -> None:
 
 def remove_unfinished(output_dir: Path) -> None:
     """What a killed run was writing."""
-    for path in output_dir.glob(".*.tmp"):
-        if re.fullmatch(r"\.checkpoint-\d+\.tmp|\.model\.tmp|\.dry-save\.tmp", path.name):
-            shutil.rmtree(path, ignore_errors=True)
+    checkpoint.remove_unfinished(output_dir)
+    for name in (".model.tmp", ".dry-save.tmp"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
     for path in output_dir.glob("rollouts/.*.tmp"):
         if re.fullmatch(r"\.(eval-)?step-\d+\.parquet\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)

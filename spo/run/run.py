@@ -91,10 +91,9 @@ class Run:
 
     def _checkpoint_to_resume(self, resume: str | bool) -> Path | None:
         output_dir, run_id = self.output_dir, self.run_id
+        checkpoint.remove_unfinished(output_dir)
         if not checkpoint.numbered(output_dir) and not self.args.output_dir:
             output_dir, run_id = folder.newest_run() or output_dir, None
-        elif not checkpoint.checkpoints_in(output_dir, run_id):
-            run_id = None  # the file with the run's id was not copied along with them
         path, said = checkpoint.choose(output_dir, resume, run_id)
         if said:
             self.reporter.print(said)

@@ -41,10 +41,12 @@ KINDS = {"full": 1, "lora": 1, "two": 2}
 
 @dataclass(frozen=True)
 class Moment:
-    """When a run dies: at the n-th file operation in its folder, or after so many seconds."""
+    """When a run dies: at the n-th file operation in its folder, or after so many seconds, by a
+    signal that may also ask it to finish its step."""
 
     operation: int | None = None
     seconds: float | None = None
+    number: int = signal.SIGKILL
 
 
 # --- runs in processes of their own ----------------------------------------------------------
@@ -124,7 +126,7 @@ def run(kind: str, folder: Path, moment: Moment | None = None, victim: int = 0) 
     port = runs.free_port()
     moments = [moment if rank == victim else None for rank in range(KINDS[kind])]
     children = [fork(kind, folder, rank, port, m) for rank, m in enumerate(moments)]
-    begun, ended, codes = time.monotonic(), None, {}
+    begun, ended, sent, codes = time.monotonic(), None, False, {}
     while len(codes) < len(children):
         for child in children:
             if child in codes:
@@ -135,8 +137,11 @@ def run(kind: str, folder: Path, moment: Moment | None = None, victim: int = 0) 
                 ended = ended or time.monotonic()
         spent = time.monotonic() - begun
         late = moment is not None and moment.seconds is not None and spent > moment.seconds
+        if late and not sent and children[victim] not in codes:
+            os.kill(children[victim], moment.number)
+            sent = True
         alone = ended is not None and len(codes) < len(children) and time.monotonic() - ended > 5
-        if late or alone or spent > LIMIT:  # a launcher ends the others of one that died
+        if alone or spent > LIMIT:  # a launcher ends the others of one that died
             for child in set(children) - codes.keys():
                 os.kill(child, signal.SIGKILL)
         assert spent < LIMIT + 10, f"{kind} hangs: {tail(folder)}"
@@ -183,24 +188,25 @@ def assert_same_run(folder: Path, whole: Path, at: str) -> None:
 # --- the campaign ----------------------------------------------------------------------------
 
 
-def campaign(kills: int, seed: int, root: Path) -> collections.Counter:
+def campaign(kills: int, seed: int, kinds: list[str], root: Path) -> collections.Counter:
     """So many killed runs, by kind of moment; each is resumed to its end and compared."""
     draw = random.Random(seed)
     counted: collections.Counter = collections.Counter()
     wholes, operations, seconds = {}, {}, {}
-    for kind in KINDS:
+    for kind in kinds:
         wholes[kind] = root / f"whole-{kind}"
         begun = time.monotonic()
         assert run(kind, wholes[kind], Moment(operation=0)), tail(wholes[kind])
         seconds[kind] = time.monotonic() - begun
         operations[kind] = int(wholes[kind].with_suffix(".count").read_text())
-    kinds = itertools.cycle(["full", "lora", "full", "lora", "two"])
+    turns = itertools.cycle(kinds)
     while counted["kills"] < kills:
-        kind = next(kinds)
-        moments = [_moment(draw, operations[kind], seconds[kind])]
-        if draw.random() < 0.25:
-            moments.append(_moment(draw, operations[kind] // STEPS, seconds[kind] / 2))
+        kind = next(turns)
         victim, told = draw.randrange(KINDS[kind]), []
+        plan = (draw, operations[kind] // (1 + 6 * victim), seconds[kind])  # process 1 writes less
+        moments = [_moment(*plan)]
+        if draw.random() < 0.25:
+            moments.append(_moment(draw, plan[1] // STEPS, plan[2] / 2))
         folder = root / f"killed-{counted['runs']}"
         killed = 0
         for moment in moments:
@@ -208,7 +214,8 @@ def campaign(kills: int, seed: int, root: Path) -> collections.Counter:
                 break  # it was faster
             killed += 1
             named = folder.with_suffix(".moment")
-            at = named.read_text() if named.exists() else f"{moment.seconds or 0:.2f} s"
+            at = f"{signal.Signals(moment.number).name} at {moment.seconds or 0:.2f} s"
+            at = named.read_text() if named.exists() else at
             named.unlink(missing_ok=True)
             told.append(f"{kind}, process {victim}: {at}")
             counted[f"{kind}: {_kind_of(at)}"] += 1
@@ -223,16 +230,17 @@ def campaign(kills: int, seed: int, root: Path) -> collections.Counter:
 
 
 def _moment(draw: random.Random, operations: int, seconds: float) -> Moment:
-    """Mostly at a file operation, else at any time."""
-    if draw.random() < 0.75:
+    """Mostly at a file operation, else at any time, and then often by a signal that can wait."""
+    if draw.random() < 0.7:
         return Moment(operation=draw.randint(1, operations))
-    return Moment(seconds=draw.uniform(0.05, seconds))
+    number = draw.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1))
+    return Moment(seconds=draw.uniform(0.05, seconds), number=number)
 
 
 def _kind_of(at: str) -> str:
     """ "open /checkpoint-000002/optimizer.bin" -> "open checkpoint"."""
     if " /" not in at and not at.startswith(EVENTS):
-        return "random time"
+        return f"{at.split()[0]} at a random time"
     event, _, path = at.partition(" ")
     names = ("checkpoint", "rollouts", "metrics", ".model", ".dry-save", "spo_run", "spo_config")
     return f"{event} {next((name for name in names if name in path), 'other')}"
@@ -242,10 +250,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     given = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
-        counted = campaign(given.kills, given.seed, Path(root))
+        counted = campaign(given.kills, given.seed, given.kinds, Path(root))
     for name, count in sorted(counted.items()):
         print(f"{count:5d}  {name}")
     print(f"all went on bit for bit, {time.monotonic() - begun:.0f} s")
