@@ -166,6 +166,21 @@ def test_nobody_outlives_the_launcher(processes, name, inputs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_in_a_terminal_is_one_signal(processes, inputs, tmp_path):
+    """The terminal sends it to launcher and trainers, and the launcher sends it on."""
+    run = tmp_path / "run"
+    per_device = f"--per_device_train_batch_size={8 // processes}"
+    process = start(inputs, run, per_device, launcher=launch(processes))
+    wait_for_steps(run, process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    wait_until_nobody_writes(run)
+    assert_checkpoint_of_the_last_step(run)
+    assert run.with_suffix(".log").read_text().count("SIGINT: step") == 1
+
+
+@pytest.mark.slow
 def test_one_signalled_process_of_two_stops_both(inputs, tmp_path):
     run = tmp_path / "run"
     process = start(inputs, run, "--per_device_train_batch_size=4", launcher=launch(2))
