@@ -125,8 +125,7 @@ class SPOTrainer:
         )
         self.state, self.control = self.run.state, self.run.control
         self.run_details = {"base_model": self.model.config._name_or_path}
-        names = [function.name for function in self.reward_functions]
-        self.run.identity = identity(self.prompts, updates, networks, names)
+        self.run.identity = identity(self.prompts, updates, networks, self.reward_functions)
         self.run.prepare_saving(self._saved())
 
     # --- the loop ----------------------------------------------------------------------------
@@ -166,7 +165,8 @@ class SPOTrainer:
             self.generator.load(self.policy)
             metrics = rollout_metrics(rollouts, credit, args) | value_metrics | metrics
             self.finish_step(step, rollouts, credit, metrics)
-        return self._end(metrics)
+        self.run.end(self._trained(), self._saved())
+        return metrics
 
     def finish_step(
         self, step: int, rollouts: Rollouts, credit: Credit, metrics: dict[str, float]
@@ -221,11 +221,6 @@ class SPOTrainer:
             yield step
             if self.control.should_training_stop:
                 return
-
-    def _end(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Save and upload."""
-        self.run.end(self._trained(), self._saved())
-        return metrics
 
     def _prepare(self, dataset: Any, name: str) -> Any:
         return prepare_split(

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 import train_spo
 from spo.errors import NonFiniteLossError, RunFolderError, SaveError
+from spo.rewards.calling import RewardError
 from spo.run import checkpoint
 from spo.run.checkpoint import checkpoints_in, damage, last_good
 
@@ -452,6 +453,26 @@ def test_the_same_trainer_goes_on_after_an_interrupt(whole, tmp_path):
     trainer.train(resume_from_checkpoint=True)
     assert runs.same_bits(whole[1], runs.weights_of(trainer))
     assert runs.metrics_of(tmp_path / "run") == runs.metrics_of(whole[0])
+
+
+def test_a_reward_that_fails_costs_no_finished_step(whole, tmp_path, capsys):
+    """Though no checkpoint was due: a judge's server may be down for a minute."""
+    calls = []
+
+    def judge(completion_ids, **columns):
+        calls.append(None)
+        if len(calls) == 3:
+            raise OSError("no route to the judge")
+        return runs.low_bytes(completion_ids)
+
+    judge.__name__ = "low_bytes"
+    trainer = trainer_of(tmp_path / "run", save_steps=0, reward_funcs=judge)
+    with pytest.raises(RewardError, match="no route to the judge"):
+        trainer.train()
+    assert (
+        f"Step 2 is saved in {tmp_path / 'run' / 'checkpoint-000002'}." in capsys.readouterr().out
+    )
+    assert_goes_on_exactly(tmp_path / "run", whole)
 
 
 # --- numbers that are none ---------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 from spo.config import SPOConfig
 from spo.networks.network import Network
 from spo.prompts import Prompts
+from spo.rewards.calling import RewardFunction
 
 COSMETIC = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
 """Settings that may differ without a word."""
@@ -25,7 +26,7 @@ def identity(
     prompts: Prompts,
     updates_per_step: int,
     networks: tuple[Network | None, ...],
-    rewards: list[str],
+    rewards: list[RewardFunction],
 ) -> dict[str, Any]:
     """What the settings do not say: data, batches, weights that are not trained, adapters."""
     there = [network for network in networks if network is not None]
@@ -35,7 +36,7 @@ def identity(
         "data": _of_prompts(prompts.dataset),
         "frozen weights": _of_frozen(there),
         "adapters": _of_adapters(there),
-        "rewards": ", ".join(rewards),
+        "rewards": ", ".join(function.name for function in rewards),
     }
 
 

@@ -19,6 +19,7 @@ from transformers import TrainerState
 
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError, RunFolderError, SaveError
+from spo.rewards.calling import RewardError
 from spo.rollouts import Credit, Rollouts, save_rollouts
 from spo.run import checkpoint, folder, identity, saving
 from spo.run.callbacks import Callbacks
@@ -33,7 +34,11 @@ def guarded(train: Callable) -> Callable:
     def train_guarded(trainer: Any, resume_from_checkpoint: str | bool | None = None) -> Any:
         run = trainer.run
         with folder.locked(run.output_dir, run.accelerator), run.signals:
-            return train(trainer, resume_from_checkpoint)
+            try:
+                return train(trainer, resume_from_checkpoint)
+            except RewardError:  # before anything of the step was learned
+                run.save_finished(trainer._trained())
+                raise
 
     return train_guarded
 
@@ -60,9 +65,9 @@ class Run:
         self.identity: dict[str, Any] = {}
         self.repo_id: str | None = None
         self.trouble: str | None = None
-        self.asked_to_save = False
+        self.asked_to_save = True
         self.stop_signal = 0
-        self.last_saved = time.monotonic()
+        self.last_saved, self.saved_step = time.monotonic(), 0
 
     def listen(self, callbacks: Sequence[Any], **handed: Any) -> None:
         """Tell these callbacks what happens, with `handed` by keyword at every event."""
@@ -83,7 +88,7 @@ class Run:
         path = self._on_main(lambda: self._checkpoint_to_resume(resume)) if resume else None
         start = self._restore(path, weights) if path is not None else 0
         self.state.global_step, self.control.should_training_stop = start, False
-        self.last_saved = time.monotonic()
+        self.last_saved, self.saved_step = time.monotonic(), start
         self._on_main(lambda: self._clear_folder(anew=bool(resume) and path is None))
         self.reporter.begin(start, resumed=path is not None)
         self.callbacks.call("on_train_begin")
@@ -192,6 +197,7 @@ class Run:
             "config": self.args.to_dict(),
             "identity": self.identity,
         }
+        self.asked_to_save = True  # by a caller, unless the loop says otherwise
         try:
             checkpoint.check_finite(self.accelerator, weights)
             path = checkpoint.save_checkpoint(
@@ -204,9 +210,17 @@ class Run:
             ) from error
         except SaveError as error:
             raise SaveError(f"Step {step}: {error}; {self._advice(weights)}") from error
-        self.last_saved = time.monotonic()
+        self.last_saved, self.saved_step = time.monotonic(), step
         self.callbacks.call("on_save")
         return path
+
+    def save_finished(self, weights: dict[str, torch.Tensor]) -> None:
+        """Where a reward function ends the run: the steps it had done. With several processes the
+        others are waiting elsewhere, and the last checkpoint has to do."""
+        step = self.state.global_step
+        if step > self.saved_step and self.accelerator.num_processes == 1:
+            self.asked_to_save = False
+            self.reporter.print(f"Step {step} is saved in {self.save_checkpoint(step, weights)}.")
 
     def _safe(self) -> str:
         good = checkpoint.last_good(self.output_dir, self.run_id)
