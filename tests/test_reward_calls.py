@@ -8,6 +8,8 @@ import time
 import numpy as np
 import pytest
 import tiny_runs as runs
+from datasets import Dataset
+from tiny import EOS, byte_tokenizer
 
 from spo.rewards.calling import RewardError, RewardFunction, call_functions
 
@@ -71,6 +73,34 @@ def test_every_kind_of_column_is_a_copy():
 
     columns = {"chat": [[{"role": "user", "content": ["hi"]}]], "array": [np.array([1, 2])]}
     assert call(check, check, **columns) == [[2.0], [2.0]]
+
+
+def test_a_rollout_function_that_talks_on_in_its_prompts_does_not_change_them(tmp_path):
+    """Agent loops append their turns to the messages they got."""
+    seen = []
+
+    def agent(prompts, trainer):
+        ids = []
+        for messages in prompts:
+            text = trainer.processing_class.apply_chat_template(messages, tokenize=False)
+            ids.append(trainer.processing_class(text)["input_ids"])
+            messages[0]["content"] = "something else"
+            messages.append({"role": "assistant", "content": "I look it up."})
+        return {"prompt_ids": ids, "completion_ids": [[65, 66, EOS] for _ in ids]}
+
+    def reward(prompts, **columns):
+        seen.extend(prompts)
+        return [float(i) for i in range(len(prompts))]
+
+    messages = [{"role": "user", "content": "hi"}]
+    runs.make_trainer(
+        tmp_path / "run",
+        train_dataset=Dataset.from_dict({"prompt": [messages] * 4}),
+        processing_class=byte_tokenizer(chat_template=True),
+        rollout_func=agent,
+        reward_funcs=reward,
+    ).train()
+    assert seen == [messages] * 16
 
 
 # --- ends ------------------------------------------------------------------------------------
