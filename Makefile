@@ -25,5 +25,5 @@ faults: ## kills, damage, disks, signals, mutated files, random settings: half a
 	python tests/faults/kills.py 120
 	python tests/faults/files.py 2000
 	python tests/faults/configs.py 500
-	python -m pytest tests/test_signals.py tests/test_checkpoints.py tests/test_reward_calls.py \
-		-m "slow or not slow"
+	python -m pytest tests/test_signals.py tests/test_checkpoints.py tests/test_resuming.py \
+		tests/test_saving.py tests/test_reward_calls.py -m "slow or not slow"
