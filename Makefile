@@ -22,7 +22,7 @@ bench-smoke: ## that the benchmarks run, on tiny models
 
 .PHONY: faults
 faults: ## kills, damage, disks, signals, mutated files, random settings: half an hour on two cores
-	python tests/faults/kills.py 120
+	python tests/faults/kills.py 130
 	python tests/faults/files.py 2000
 	python tests/faults/configs.py 500
 	python -m pytest tests/test_signals.py tests/test_checkpoints.py tests/test_resuming.py \

@@ -1,6 +1,6 @@
 """Runs that are killed, at every file they touch and at random times -> they go on bit for bit.
 
-python tests/faults/kills.py 120 --seed 0      # so many killed runs, spread over all kinds
+python tests/faults/kills.py 130 --seed 0      # so many killed runs, spread over all kinds
 
 One process imports everything and forks each run, so that a kill costs a second.
 """
