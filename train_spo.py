@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from spo.cli import Parser
 from spo.config import SPOConfig
-from spo.options import check_types, option
+from spo.options import check_bounds, check_types, option
 
 HERE = Path(__file__).resolve().parent
 QUICKSTART = HERE / "recipes" / "quickstart.yaml"
@@ -64,6 +64,7 @@ class ModelArguments:
 
     def __post_init__(self):
         check_types(self)
+        check_bounds(self)
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are both set; choose one.")
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
@@ -123,6 +124,7 @@ class ScriptArguments:
 
     def __post_init__(self):
         check_types(self)
+        check_bounds(self)
 
 
 def main(argv: list[str]) -> None:
@@ -136,6 +138,7 @@ def main(argv: list[str]) -> None:
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
+    from spo.errors import NonFiniteLossError, RunFolderError, SaveError
     from spo.rewards.functions import RewardError
     from spo.run.reporter import closing_words
 
@@ -149,6 +152,8 @@ def main(argv: list[str]) -> None:
     except RewardError as error:
         if error.__cause__ is not None:  # the traceback of the person's own code
             raise
+        parser.error(str(error))
+    except (NonFiniteLossError, RunFolderError, SaveError) as error:
         parser.error(str(error))
     reporter = trainer.run.reporter
     has_network = trainer.critic.network is not None
@@ -175,12 +180,13 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
 
     from spo import SPOTrainer
     from spo.networks.loading import quantization_config
-    from spo.run.folder import find_checkpoint, refuse_another_run
+    from spo.run.checkpoint import refuse_without
+    from spo.run.folder import chosen_dir, refuse_another_run
 
     if args.output_dir and not (args.resume_from_checkpoint or args.overwrite_output_dir):
         refuse_another_run(Path(args.output_dir))
     if args.resume_from_checkpoint:
-        find_checkpoint(Path(args.output_dir or "runs"), args.resume_from_checkpoint)
+        refuse_without(chosen_dir(args), args.resume_from_checkpoint)
     args.model_init_kwargs = model_args.loading(args)
     if torch.cuda.is_available() and not args.use_cpu:
         check_card(model_args, args, torch.cuda.get_device_properties(0).total_memory)

@@ -247,7 +247,13 @@ class SPOConfig:
     reward_weights: list[float] | None = option(
         None, "Weight of each reward function; None: 1 each.", ROLLOUT
     )
-
+    reward_timeout: float | None = option(
+        1800.0,
+        "Seconds that a reward function may take for a batch before the run ends with its name; "
+        "None: for ever.",
+        ROLLOUT,
+        low=0,
+    )
     reward_load_in_4bit: bool = option(
         False, "Weights of reward models given by path or id in 4 bits (NF4).", ROLLOUT
     )
@@ -351,12 +357,22 @@ class SPOConfig:
         False, "Delete what an earlier run left in output_dir.", OUTPUT
     )
     resume_from_checkpoint: str | None = option(
-        None, "'latest' or a checkpoint folder: continue exactly where it stopped.", OUTPUT
+        None,
+        "'latest' or a checkpoint folder: continue exactly where it stopped; 'auto': the same, and "
+        "start where there is no checkpoint yet.",
+        OUTPUT,
     )
     logging_steps: int = option(1, "Steps between two lines of metrics.", OUTPUT, low=1)
     save_steps: int = option(
         0,
         "Steps between two checkpoints; 0: none. The model is saved at the end anyway.",
+        OUTPUT,
+        low=0,
+    )
+    save_minutes: float = option(
+        15,
+        "Minutes after which a checkpoint is made without being asked for, of which the newest two "
+        "are kept; 0: none.",
         OUTPUT,
         low=0,
     )

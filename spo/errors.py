@@ -13,3 +13,13 @@ class NonFiniteLossError(RuntimeError):
     def __init__(self, what: str, rows: Sequence[int]):
         super().__init__(what)
         self.rows = rows
+
+
+class SaveError(RuntimeError):
+    """Something could not be written: the disk is full, read-only or gone. One sentence says what
+    is safe and what to do."""
+
+
+class RunFolderError(ValueError):
+    """What is asked of a run's folder cannot be done: another run is in it, or nothing to resume
+    from, or what was asked for would not go on from it."""

@@ -44,7 +44,7 @@ def evaluate(
         prompts = PromptBatch.take(dataset, EVAL_STEP, rows, rows)
         completions = generator(prompts, params, EVAL_STEP)
         texts, _ = completion_texts(processing_class, completions.token_ids)
-        rewards = reward(prompts, texts, completions, reward_functions, args.reward_weights)
+        rewards = reward(prompts, texts, completions, reward_functions, args)
         lengths = [len(ids) for ids in completions.token_ids]
         columns = (lengths, rewards.completion_rewards, rewards.rewards_by_function)
         scores += np.column_stack(columns).tolist()

@@ -165,6 +165,8 @@ class Learner:
                 if parameter.grad is None:  # this process had no rows
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
+        if self.accelerator.scaler is not None:  # which has to have scaled something before
+            self.accelerator.scaler.scale(torch.zeros((), device=self.network.device))
         self.accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
         if not norm.isfinite() and self.accelerator.scaler is None:  # a scaler skips the step

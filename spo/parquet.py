@@ -87,7 +87,10 @@ def read_table(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]
 
     table = pq.read_table(path, page_checksum_verification=True)
     metadata = read_metadata(table.schema.metadata, path)
-    return {name: table.column(name) for name in table.column_names}, metadata
+    rewards = [field.name for field in table.schema.field("rewards_by_function").type]
+    kinds = {field.name: field.type for field in schema(rewards, OPTIONAL)}
+    columns = {name: table.column(name) for name in table.column_names}
+    return {n: c.cast(kinds[n]) if n in kinds else c for n, c in columns.items()}, metadata
 
 
 def read_metadata(schema_metadata: dict[bytes, bytes] | None, path: Any) -> dict[str, Any]:

@@ -176,6 +176,11 @@ class Credit:
     entropy_threshold: float | None = None
 
 
+NEEDED = ("token_ends", "token_entropies", "token_logprobs_old", "token_rewards")
+NEEDED += ("segment_ids", "token_advantages")
+"""Token columns that every rollout file has."""
+
+
 @dataclass(frozen=True)
 class SavedRollouts:
     """What `load_rollouts` returns: the rollouts, their credit, and the file's metadata."""
@@ -252,9 +257,24 @@ def load_rollouts(path: str | os.PathLike) -> SavedRollouts:
     """Read a file of `save_rollouts`.
 
     Raises:
-        ValueError: the file is no SPO rollout file, or of another schema version.
+        ValueError: the file is no SPO rollout file, a damaged one, or of another schema version.
     """
-    return from_columns(*read_table(path))
+    import pyarrow as pa
+
+    damage = (KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
+    try:
+        saved = from_columns(*read_table(path))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, *damage) as error:
+        raise ValueError(f"{path} is damaged or no rollout file: {error}") from error
+    parts = vars(saved.rollouts) | vars(saved.credit)
+    if lacking := [name for name in NEEDED if parts[name] is None]:
+        raise ValueError(f"{path} is damaged or holds no completion: no {', '.join(lacking)}.")
+    group, step = saved.rollouts.num_generations, saved.rollouts.step
+    if type(group) is not int or group < 1 or step is None or not isinstance(saved.config, dict):
+        raise ValueError(f"{path} is damaged: its step, num_generations or config is none.")
+    return saved
 
 
 def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRollouts:
@@ -273,6 +293,8 @@ def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRoll
         return array
 
     def scalars(name, dtype):
+        if columns[name].null_count and dtype is not np.float32:
+            raise ValueError(f"column {name} has entries that are null")
         return columns[name].to_numpy().astype(dtype)
 
     names = [f.name for f in columns["rewards_by_function"].type]

@@ -41,7 +41,7 @@ def score(
         ValueError: every completion is empty.
     """
     texts, ends = completion_texts(processing_class, completions.token_ids)
-    rewards = reward(prompts, texts, completions, reward_functions, args.reward_weights)
+    rewards = reward(prompts, texts, completions, reward_functions, args)
     lengths = [len(ids) for ids in completions.token_ids]
     columns = {
         "prompt_index": prompts.index,
@@ -77,7 +77,7 @@ def reward(
     texts: list[str],
     completions: Completions,
     reward_functions: list[RewardFunction],
-    reward_weights: list[float] | None,
+    args: SPOConfig,
 ) -> CompletionRewards:
     """Call the reward functions on this process's rows."""
     answers = (
@@ -85,12 +85,13 @@ def reward(
     )
     return score_completions(
         reward_functions,
-        reward_weights,
+        args.reward_weights,
         prompts.prompts,
         answers,
         completions.token_ids,
         prompts.columns | completions.columns,
         np.array([len(ids) for ids in completions.token_ids]),
+        args.reward_timeout,
     )
 
 

@@ -31,10 +31,11 @@ from spo.optimizers import make_accelerator
 from spo.prompts import Prompts
 from spo.rewards.functions import load_reward_functions
 from spo.rollouts import Credit, Rollouts
-from spo.run import folder
+from spo.run import folder, saving
+from spo.run.identity import identity
 from spo.run.model_card import model_card
 from spo.run.reporter import PhaseTimer
-from spo.run.run import Run
+from spo.run.run import Run, guarded
 from spo.scoring import check_finite, check_scored, score
 from spo.segments import segment
 from spo.update import update
@@ -112,8 +113,8 @@ class SPOTrainer:
         place = (accelerator.process_index, accelerator.num_processes)
         self.prompts = Prompts.plan(self.train_dataset, args, *place)
         self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)
-        updates = self.max_steps * args.updates_per_step(accelerator.num_processes)
-        plan = (accelerator, args, updates)
+        updates = args.updates_per_step(accelerator.num_processes)
+        plan = (accelerator, args, self.max_steps * updates)
         self.policy_learner = build_learner(self.policy, "logprobs", *plan, *optimizers)
         self.critic = build_critic(critic_network, value_model, *plan)
         self.sampling_params = sampling_params(self.policy.model, self.processing_class, args)
@@ -129,13 +130,17 @@ class SPOTrainer:
         )
         self.state, self.control = self.run.state, self.run.control
         self.run_details = {"base_model": self.model.config._name_or_path}
+        self.run.identity = identity(self.prompts, updates, networks, self.reward_functions)
+        self.run.prepare_saving(self._saved())
 
     # --- the loop ----------------------------------------------------------------------------
 
+    @guarded
     def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, float]:
         """Train until `max_steps`, save the model, and return the last metrics.
 
-        `resume_from_checkpoint`: "latest" (or True) or a checkpoint folder; None: as `args` says.
+        `resume_from_checkpoint`: "latest" (or True), "auto" or a checkpoint folder; None: as `args`
+        says. A signal ends it after the step, with a checkpoint, by SystemExit(128 + number).
         """
         args, timer = self.args, self.timer
         metrics: dict[str, float] = {}
@@ -165,7 +170,8 @@ class SPOTrainer:
             self.generator.load(self.policy)
             metrics = rollout_metrics(rollouts, credit, args) | value_metrics | metrics
             self.finish_step(step, rollouts, credit, metrics)
-        return self._end(metrics)
+        self.run.end(self._trained(), self._saved())
+        return metrics
 
     def finish_step(
         self, step: int, rollouts: Rollouts, credit: Credit, metrics: dict[str, float]
@@ -179,6 +185,7 @@ class SPOTrainer:
             self.evaluate()
         if self.run.wants_checkpoint(step):
             self.save_checkpoint(step)
+        self.run.stop_if_asked(self._trained())
 
     # --- evaluation, saving ------------------------------------------------------------------
 
@@ -201,24 +208,11 @@ class SPOTrainer:
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> Path:
         """Policy (adapter or full), critic, tokenizer, configuration and model card."""
-        path = Path(output_dir or self.output_dir)
-        if self.accelerator.is_main_process:
-            folder.save_policy(self.policy, self.processing_class, path)
-            folder.save_critic(self.critic, self.policy, self.processing_class, path / "critic")
-            folder.write_config(path, self.args)
-            details = self.run_details | {"critic": self.critic.description}
-            step, evaluations = self.state.global_step, self.run.reporter.evaluations
-            card = model_card(self.run.name, step, details, evaluations, self.args)
-            (path / "README.md").write_text(card)
-        self.accelerator.wait_for_everyone()
-        return path
+        return self.run.save_model(Path(output_dir or self.output_dir), self._saved())
 
     def push_to_hub(self, commit_message: str = "Upload SPO model", **kwargs: Any) -> str | None:
         """Upload what `save_model` saved; returns the commit's address on the main process."""
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return None
-        return folder.push_to_hub(self.output_dir, self.args, commit_message, **kwargs)
+        return self.run.push_to_hub(commit_message, **kwargs)
 
     # --- beginning and end -------------------------------------------------------------------
 
@@ -233,15 +227,6 @@ class SPOTrainer:
             if self.control.should_training_stop:
                 return
 
-    def _end(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Save and upload."""
-        self.run.reporter.end()
-        self.save_model()
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        self.run.callbacks.call("on_train_end")
-        return metrics
-
     def _prepare(self, dataset: Any, name: str) -> Any:
         return prepare_split(
             dataset, name, self.processing_class, self.args, self.accelerator.print
@@ -251,6 +236,13 @@ class SPOTrainer:
         """Every tensor that training changes, by network and position."""
         weights = enumerate(self.policy.trainable)
         return {f"policy.{i}": w.detach() for i, w in weights} | self.critic.state()
+
+    def _saved(self) -> saving.Trained:
+        """What the saved model is made of."""
+        details = self.run_details | {"critic": self.critic.description}
+        step, evaluations = self.state.global_step, self.run.reporter.evaluations
+        card = model_card(self.run.name, step, details, evaluations, self.args)
+        return saving.Trained(self.policy, self.critic, self.processing_class, self.args, card)
 
     # --- what TRL's users touch --------------------------------------------------------------
 

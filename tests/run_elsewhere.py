@@ -2,18 +2,24 @@
 
 python tests/run_elsewhere.py cases FOLDER    # as one of WORLD_SIZE processes
 python tests/run_elsewhere.py killed FOLDER   # dies while it writes its third checkpoint
+python tests/run_elsewhere.py endless_step FOLDER   # a step that does not end
 """
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import tiny_runs as runs
 from peft import LoraConfig
+from transformers import TrainerCallback
 
-from spo.run import folder as checkpoints
+from spo.errors import SaveError
+from spo.run import checkpoint as checkpoints
+from spo.run import run as run_module
 
 
 # --- the same training whatever the number of processes --------------------------------------
@@ -120,8 +126,53 @@ def killed(folder: Path) -> None:
     killable_trainer(folder).train()
 
 
+def endless_step(folder: Path) -> None:
+    def wait(completions, **columns):
+        (folder / "waiting").touch()
+        time.sleep(60)
+
+    runs.make_trainer(folder, reward_funcs=wait).train()
+
+
+class Wish(TrainerCallback):
+    """Process 1 asks for something at each of three steps."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if os.environ["RANK"] == "1":
+            control.should_save = state.global_step == 1
+            control.should_evaluate = state.global_step == 2
+            control.should_training_stop = state.global_step == 3
+
+
+def wishes(folder: Path) -> None:
+    settings = {"per_device_train_batch_size": 4, "max_steps": 5}
+    given = {"callbacks": [Wish], "eval_dataset": runs.prompts(2)}
+    runs.make_trainer(folder / "wishes", **given, **settings).train()
+
+    def full(*args):
+        raise OSError(28, "full")
+
+    run_module.save_rollouts = full
+    try:
+        runs.make_trainer(folder / "full", **settings).train()
+    except SaveError as error:
+        print(error)
+
+
+def start(
+    command: str, folder: Path, log: Path, variables: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """This file in a process of its own; its output in a file, as a full pipe would stop it."""
+    return subprocess.Popen(
+        [sys.executable, __file__, command, str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.REPO)} | (variables or {}),
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "killed":
-        killed(Path(sys.argv[2]))
+    if sys.argv[1] in ("killed", "endless_step", "wishes"):
+        globals()[sys.argv[1]](Path(sys.argv[2]))
     else:
         run_cases(Path(sys.argv[2]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -1,6 +1,7 @@
 """Short runs of SPOTrainer on tiny models, and what they leave behind: shared by several tests."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,13 @@ class StopAfter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step == self.step
+
+
+def free_port() -> int:
+    """For the processes of a test to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 # --- what a run left behind ------------------------------------------------------------------

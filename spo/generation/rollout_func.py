@@ -1,5 +1,6 @@
 """A person's own sampling function as a `Generator`."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ class RolloutFunc:
         self.func, self.trainer = func, trainer
 
     def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
-        output = self.func(list(prompts.prompts), self.trainer)
+        output = self.func(copy.deepcopy(prompts.prompts), self.trainer)
         for name in ("prompt_ids", "completion_ids"):
             if name not in output:
                 raise ValueError(f"rollout_func returned {sorted(output)}, without {name!r}.")

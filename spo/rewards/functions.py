@@ -7,15 +7,12 @@ A reward function has TRL's interface, `f(prompts, completions, completion_ids, 
 returns per row a number, None (cannot be scored), or one number per completion token.
 """
 
-import asyncio
 import functools
 import importlib
 import importlib.util
-import inspect
 import numbers
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +22,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spo.options import nearest_hint
+from spo.rewards.calling import RewardError, RewardFunction, call_functions
 from spo.rewards.reward_model import RewardModel, load_reward_model
 from spo.rewards.verifiers import BUILTIN_REWARDS
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-class RewardError(RuntimeError):
-    """A reward function raised, or returned what is no reward."""
-
-
-@dataclass(frozen=True)
-class RewardFunction:
-    """A reward function under the name its metrics carry."""
-
-    name: str
-    call: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -174,6 +160,7 @@ def score_completions(
     completion_ids: list[list[int]],
     columns: dict[str, list],
     num_tokens: Sequence[int] | Int[np.ndarray, " B"],
+    timeout: float | int | None = None,
 ) -> CompletionRewards:
     """Call every function once on all B rows and add the rewards up.
 
@@ -181,8 +168,8 @@ def score_completions(
     tokens. A None adds nothing. A completion of no token keeps its completion reward only.
 
     Raises:
-        RewardError: a function raised or returned something else than one finite number, None or
-            list of numbers (one per token) for each row.
+        RewardError: a function raised, took more than `timeout` seconds, or returned something
+            else than one finite number, None or list of numbers (one per token) for each row.
         ValueError: not one finite weight for each function.
     """
     weights = [1.0] * len(functions) if weights is None else weights
@@ -191,7 +178,8 @@ def score_completions(
             f"reward_weights is {list(weights)}: give one finite number for each of the rewards "
             f"{[function.name for function in functions]}."
         )
-    outputs = _call_functions(functions, prompts, completions, completion_ids, columns)
+    rows = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    outputs = call_functions(functions, rows, columns, timeout)
     token_rewards = np.zeros((len(completions), max(num_tokens, default=0)))
     rewards_by_function = np.full((len(completions), len(functions)), np.nan)
     for f, (function, weight) in enumerate(zip(functions, weights, strict=True)):
@@ -219,47 +207,6 @@ def nothing_scored(function_names: Sequence[str], num_completions: int) -> Rewar
         f"Reward function {names} returned None for all {num_completions} completions: check that "
         "the dataset has the columns and answers it reads."
     )
-
-
-def _call_functions(functions, prompts, completions, completion_ids, columns) -> list:
-    """What each function returned; async ones wait together."""
-    rows = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    if taken := rows.keys() & columns.keys():
-        raise ValueError(f"Rename the dataset's columns {taken}: reward functions get others so.")
-    outputs = []
-    for function in functions:
-        try:
-            outputs.append(function.call(**rows, **columns))
-        except Exception as error:
-            for output in filter(inspect.iscoroutine, outputs):
-                output.close()
-            raise _raised(function, error) from error
-
-    async def wait_for(awaitables):
-        return await asyncio.gather(*awaitables, return_exceptions=True)
-
-    waiting = [i for i, output in enumerate(outputs) if inspect.isawaitable(output)]
-    if waiting:
-        gathered = wait_for([outputs[i] for i in waiting])
-        results = asyncio.run_coroutine_threadsafe(gathered, _event_loop()).result()
-        for i, result in zip(waiting, results, strict=True):
-            if isinstance(result, BaseException):
-                raise _raised(functions[i], result) from result
-            outputs[i] = result
-    return outputs
-
-
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop for the whole run: async clients keep connections tied to the loop they began on."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="spo-rewards", daemon=True).start()
-    return loop
-
-
-def _raised(function: RewardFunction, error: BaseException) -> RewardError:
-    reason = (str(error).strip() or "no message").splitlines()[0]
-    return RewardError(f"Reward function {function.name!r} raised {type(error).__name__}: {reason}")
 
 
 def _check_rewards(name: str, output: Any, num_tokens) -> list[float | list[float] | None]:

@@ -1,78 +1,243 @@
-"""A run's folder: output directory, checkpoints, the saved model, upload.
+"""A run's output folder: whose it is, what is in it, who writes to it.
 
-A checkpoint is complete or invisible: it is written under a temporary name and renamed.
+`spo_run.json` holds the run's id and the files of the saved model: by it another run's checkpoints
+are told from its own, and a person's files from what it wrote.
 """
 
+import errno
 import json
+import os
+import re
 import shutil
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 
 from spo.config import SPOConfig
-from spo.networks.build import CRITIC, POLICY
-from spo.networks.network import Network
+from spo.errors import RunFolderError
 from spo.rollouts import Credit, Rollouts, save_rollouts, select_rows
-from spo.values.critic import Critic
+from spo.run import checkpoint
+from spo.run.checkpoint import checkpoints_in, flush, free_name, read_state
 
-CONFIG_FILE, STATE_FILE, WEIGHTS_FILE = (
-    "spo_config.json",
-    "trainer_state.json",
-    "weights.safetensors",
-)
-RUN_FILES = (CONFIG_FILE, "metrics.jsonl", "rollouts")
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CONFIG_FILE, METRICS_FILE, RUN_FILE = "spo_config.json", "metrics.jsonl", "spo_run.json"
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, "rollouts")
 """What shows that a folder holds a run."""
 
+WRITTEN = (
+    r"rollouts/(eval-)?step-\d{6,}\.parquet|rollouts/index\.jsonl",
+    r"non-finite-step-\d{6,}-process-\d+\.parquet",
+)
+"""What a run writes beside its model, as regular expressions."""
 
-# --- the output folder -----------------------------------------------------------------------
+LOCK_SECONDS = 60
+"""How long to wait for a trainer that is being stopped."""
+
+
+# --- choosing and preparing it ---------------------------------------------------------------
 
 
 def prepare_output_dir(args: SPOConfig, accelerator: Accelerator) -> Path:
     """The run's folder, the same on every process; refuses one that holds another run."""
-    default = f"runs/{args.run_name or 'spo'}-{time.strftime('%Y%m%d-%H%M%S')}"
-    output_dir = Path(broadcast_object_list([args.output_dir or default])[0])
-    if output_dir.is_file():
-        raise ValueError(f"output_dir {output_dir} is a file; name a folder.")
-    overwrite = args.overwrite_output_dir and not args.resume_from_checkpoint
-    if not overwrite and not args.resume_from_checkpoint and not checkpoints_in(output_dir):
-        refuse_another_run(output_dir)  # with a checkpoint, train() may yet be told to resume
-    accelerator.wait_for_everyone()
+    answer: list[Any] = [None, None]
     if accelerator.is_main_process:
-        if overwrite:
-            _remove_run(output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
+        try:
+            answer[0] = _prepare(args)
+        except OSError as error:
+            answer[1] = f"output_dir cannot be written to: {error.strerror}: {error.filename}."
+        except ValueError as error:
+            answer[1] = str(error)
+    path, refusal = broadcast_object_list(answer)
+    if refusal:
+        raise RunFolderError(refusal)
+    return path
+
+
+def _prepare(args: SPOConfig) -> Path:
+    output_dir = chosen_dir(args)
+    if output_dir.is_file():
+        raise RunFolderError(f"output_dir {output_dir} is a file; name a folder.")
+    resume = args.resume_from_checkpoint
+    if args.overwrite_output_dir and not resume:
+        _remove_run(output_dir)
+    elif not resume and not checkpoints_in(output_dir):
+        refuse_another_run(output_dir)  # with a checkpoint, train() may yet be told to resume
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not read_run(output_dir).get("run_id"):
+        write_run(output_dir, run_id=_found_id(output_dir, bool(resume)) or uuid.uuid4().hex)
     return output_dir
+
+
+def _found_id(output_dir: Path, resume: bool) -> str | None:
+    """That of the newest checkpoint, where a run's folder has lost the file that says it."""
+    found = checkpoints_in(output_dir)
+    if found and (resume or any((output_dir / name).exists() for name in RUN_FILES)):
+        return read_state(found[-1])["run_id"]
+    return None
+
+
+def chosen_dir(args: SPOConfig) -> Path:
+    """`output_dir`; without it the folder of the run to go on with, or a new one."""
+    if args.output_dir:
+        return Path(args.output_dir)
+    wanted = args.resume_from_checkpoint
+    if wanted in ("latest", "auto"):
+        if (newest := newest_run()) is not None:
+            return newest
+    elif wanted and read_state(Path(wanted)) is not None:
+        return Path(wanted).parent
+    return Path(f"runs/{args.run_name or 'spo'}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def newest_run(root: Path = Path("runs")) -> Path | None:
+    """The run with the newest checkpoint."""
+    newest = {folder: found[-1] for folder in root.glob("*") if (found := checkpoints_in(folder))}
+    return max(newest, key=lambda folder: newest[folder].stat().st_mtime, default=None)
 
 
 def refuse_another_run(output_dir: Path) -> None:
     used = [name for name in RUN_FILES if (output_dir / name).exists()]
     if used:
-        raise ValueError(
+        raise RunFolderError(
             f"output_dir {output_dir} holds another run ({', '.join(used)}); choose another "
             "folder, --resume_from_checkpoint latest, or --overwrite_output_dir."
         )
 
 
+def begin_anew(output_dir: Path) -> None:
+    """Start again where an earlier start came to no checkpoint; its metrics are put aside.
+
+    Raises:
+        RunFolderError: it came to its end, and its model would be written over.
+    """
+    if read_run(output_dir).get("finished"):
+        raise RunFolderError(
+            f"output_dir {output_dir} holds a finished run and no checkpoint to go on from; choose "
+            "another folder, or --overwrite_output_dir without --resume_from_checkpoint."
+        )
+    metrics = output_dir / METRICS_FILE
+    if metrics.exists():
+        metrics.rename(free_name(metrics))
+
+
 def _remove_run(output_dir: Path) -> None:
-    """Delete what a run of SPO writes, and nothing else."""
-    for name in (*RUN_FILES, "critic"):
-        path = output_dir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for checkpoint in checkpoints_in(output_dir):
-        shutil.rmtree(checkpoint)
+    """Delete what a run of SPO wrote, and nothing else."""
+    run = read_run(output_dir)
+    for path in checkpoints_in(output_dir, run.get("run_id")):
+        checkpoint.delete(path)
+    remove_unfinished(output_dir)
+    names = [CONFIG_FILE, METRICS_FILE, RUN_FILE, *run.get("files", [])]
+    for path in (*output_dir.glob("*"), *output_dir.glob("rollouts/*")):
+        name = path.relative_to(output_dir).as_posix()
+        names += [name for pattern in WRITTEN if re.fullmatch(pattern, name)]
+    for name in names:
+        (output_dir / name).unlink(missing_ok=True)
+    for folder in ("rollouts", "critic"):
+        if (output_dir / folder).is_dir() and not any((output_dir / folder).iterdir()):
+            (output_dir / folder).rmdir()
+
+
+def remove_unfinished(output_dir: Path) -> None:
+    """What a killed run was writing."""
+    checkpoint.remove_unfinished(output_dir)
+    for name in (".model.tmp", ".dry-save.tmp"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    for path in output_dir.glob("rollouts/.*.tmp"):
+        if re.fullmatch(r"\.(eval-)?step-\d+\.parquet\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+# --- its two small files ---------------------------------------------------------------------
+
+
+def read_run(output_dir: Path) -> dict[str, Any]:
+    """What `spo_run.json` says; empty where there is none."""
+    try:
+        run = json.loads((output_dir / RUN_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
+def write_run(output_dir: Path, **changed: Any) -> None:
+    """Change entries of `spo_run.json`: run_id, files of the model, finished."""
+    replace_text(output_dir / RUN_FILE, json.dumps(read_run(output_dir) | changed, indent=2))
 
 
 def write_config(output_dir: Path, args: SPOConfig) -> None:
     """The resolved configuration, beside what it makes."""
-    (output_dir / CONFIG_FILE).write_text(args.to_json_string() + "\n")
+    replace_text(output_dir / CONFIG_FILE, args.to_json_string() + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """The old file or the whole new one is there, whatever happens meanwhile."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- who writes to it ------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
+    """One trainer at a time; the operating system frees the folder of one that dies.
+
+    Raises:
+        RunFolderError: another one did not leave it for a minute.
+    """
+    handle = _lock(output_dir) if accelerator.is_main_process and fcntl is not None else None
+    busy = handle == -1
+    if broadcast_object_list([busy])[0]:
+        raise RunFolderError(
+            f"Another trainer is writing to {output_dir}; stop it, or choose another output_dir."
+        )
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(output_dir: Path) -> int | None:
+    """A handle of the locked folder, −1 where another one has it, None where there are no locks."""
+    handle = os.open(output_dir, os.O_RDONLY)
+    until = time.monotonic() + LOCK_SECONDS
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                return None
+        else:
+            return handle
+        if time.monotonic() > until:
+            os.close(handle)
+            return -1
+        if not told:
+            print(f"Waiting for another trainer to leave {output_dir}.", flush=True)
+            told = True
+        time.sleep(0.2)
+
+
+# --- rows that broke a loss ------------------------------------------------------------------
 
 
 def save_offending_rows(
@@ -99,127 +264,3 @@ def save_offending_rows(
         credit.entropy_threshold,
     )
     return save_rollouts(part, path, of_part, args, run_id)
-
-
-# --- checkpoints -----------------------------------------------------------------------------
-
-
-def checkpoints_in(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in output_dir.glob("checkpoint-*") if (path / STATE_FILE).is_file())
-
-
-def save_checkpoint(
-    accelerator: Accelerator,
-    output_dir: Path,
-    step: int,
-    weights: dict[str, torch.Tensor],
-    run_id: str,
-    save_total_limit: int | None = None,
-) -> Path:
-    """`weights` (everything that training changes), optimizers, schedules, random states and the
-    step."""
-    final = output_dir / f"checkpoint-{step:06d}"
-    temporary = output_dir / f".checkpoint-{step:06d}.tmp"
-    if accelerator.is_main_process and temporary.exists():
-        shutil.rmtree(temporary)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    if accelerator.is_main_process:
-        contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-        save_file(contiguous, temporary / WEIGHTS_FILE)
-        state = {"step": step, "world_size": accelerator.num_processes, "run_id": run_id}
-        (temporary / STATE_FILE).write_text(json.dumps(state))
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        if save_total_limit is not None:
-            for old in checkpoints_in(output_dir)[:-save_total_limit]:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return final
-
-
-def restore_checkpoint(
-    accelerator: Accelerator, path: Path, weights: dict[str, torch.Tensor], max_steps: int
-) -> int:
-    """Write a checkpoint into `weights` and what Accelerate prepared; returns the steps it had
-    done."""
-    state = json.loads((path / STATE_FILE).read_text())
-    if state["step"] > max_steps:
-        raise ValueError(f"{path} has done {state['step']} steps, more than max_steps={max_steps}.")
-    saved = load_file(path / WEIGHTS_FILE)
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in weights.items()}:
-        raise ValueError(
-            f"{path} was written by a run with other models or adapters than this one; resume with "
-            "the flags of that run."
-        )
-    for name, tensor in weights.items():
-        tensor.copy_(saved[name])
-    accelerator.load_state(str(path))
-    return state["step"]
-
-
-def find_checkpoint(output_dir: Path, checkpoint: str | bool) -> Path:
-    """The folder "latest" (or True) or a path stands for; ValueError if it is no checkpoint."""
-    if checkpoint is True or checkpoint == "latest":
-        found = checkpoints_in(output_dir)
-        if not found:
-            raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from.")
-        return found[-1]
-    if not (Path(checkpoint) / STATE_FILE).is_file():
-        raise ValueError(f"{checkpoint} is not a complete checkpoint of SPO.")
-    return Path(checkpoint)
-
-
-# --- the model -------------------------------------------------------------------------------
-
-
-def save_policy(policy: Network, processing_class: Any, folder: Path) -> None:
-    """The policy, or its adapter alone, in Hugging Face form."""
-    if isinstance(policy.model, PeftModel):
-        policy.model.save_pretrained(folder, selected_adapters=[POLICY])
-    else:
-        policy.model.save_pretrained(folder)
-    processing_class.save_pretrained(folder)
-
-
-def save_critic(critic: Critic, policy: Network, processing_class: Any, folder: Path) -> None:
-    """The critic's network as a sequence-classification checkpoint, or, on a shared base, an
-    adapter of one; beside it the sums of the path regression. Nothing without a network."""
-    network = critic.network
-    if network is None:
-        return
-    processing_class.save_pretrained(folder)
-    if critic.path is not None:
-        critic.path.save(folder)
-    if network.model is not policy.model:
-        network.model.save_pretrained(folder)
-        return
-    config = network.model.peft_config[CRITIC]
-    state = get_peft_model_state_dict(network.model, adapter_name=CRITIC)
-    state["base_model.model.score.weight"] = network.head.weight.detach()
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
-    saved = json.loads(json.dumps(config.to_dict(), default=_jsonable))
-    saved |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"], "inference_mode": True}
-    (folder / "adapter_config.json").write_text(json.dumps(saved, indent=2, sort_keys=True))
-
-
-def _jsonable(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set) else str(value)
-
-
-def push_to_hub(output_dir: Path, args: SPOConfig, commit_message: str, **kwargs: Any) -> str:
-    """Upload the saved model, the critic and the card; checkpoints and rollouts stay here."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    repo_id = args.hub_model_id or output_dir.name
-    repo_id = api.create_repo(repo_id, private=args.hub_private_repo, exist_ok=True).repo_id
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=output_dir,
-        commit_message=commit_message,
-        ignore_patterns=["checkpoint-*", ".checkpoint-*", "rollouts/*", "*.tmp"],
-        **kwargs,
-    )

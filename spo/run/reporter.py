@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from spo.config import SPOConfig
 from spo.rollouts import Rollouts
+from spo.run.folder import replace_text
 
 BAR_FORMAT = "{n_fmt}/{total_fmt} {bar} {desc}"
 
@@ -38,11 +39,7 @@ class Reporter:
     def begin(self, step: int, resumed: bool) -> None:
         """Open the bar and the trackers; on resuming, forget metrics after the checkpoint."""
         if self.is_main and resumed and self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            lines = [line for line in lines if line.endswith("\n")]  # not one cut off by a kill
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(kept))
-            self._restore_evaluations([json.loads(line) for line in kept])
+            self._forget_after(step)
         if self.tracking:
             flat = {
                 k: v for k, v in self.args.to_dict().items() if isinstance(v, int | float | str)
@@ -54,6 +51,20 @@ class Reporter:
             self.bar = tqdm(
                 total=self.max_steps, initial=step, bar_format=BAR_FORMAT, dynamic_ncols=True
             )
+
+    def _forget_after(self, step: int) -> None:
+        """Drop metrics of later steps, and what is none: a line that a kill cut off, for one."""
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
+        parsed = [_parsed(line) for line in lines]
+        if bad := [line for line, entry in zip(lines, parsed, strict=True) if entry is None]:
+            self.print(f"{self.path}: {len(bad)} lines that are no metrics are dropped.")
+        kept = [
+            (line, entry)
+            for line, entry in zip(lines, parsed, strict=True)
+            if entry is not None and entry["step"] <= step
+        ]
+        replace_text(self.path, "".join(line for line, _ in kept))
+        self._restore_evaluations([entry for _, entry in kept])
 
     def _restore_evaluations(self, lines: list[dict[str, Any]]) -> None:
         """What was evaluated before the checkpoint, for the report and the model card."""
@@ -136,6 +147,16 @@ class Reporter:
             self.bar.close()
         if self.tracking:
             self.accelerator.end_training()
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None where it is none, or not a whole one."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = line.endswith("\n") and isinstance(entry, dict) and type(entry.get("step")) is int
+    return entry if whole else None
 
 
 class PhaseTimer:

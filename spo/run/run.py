@@ -1,22 +1,46 @@
-"""One run: its folder, its callbacks, its reports, its checkpoints.
+"""One run: its folder, its callbacks, its reports, its checkpoints, its end.
 
-begin -> (log_step, save_rollouts, save_checkpoint) of every step -> end
+begin -> (log_step, save_rollouts, save_checkpoint, stop_if_asked) of every step -> end
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerState
 
 from spo.config import SPOConfig
-from spo.errors import NonFiniteLossError
+from spo.errors import NonFiniteLossError, RunFolderError, SaveError
+from spo.rewards.calling import RewardError
 from spo.rollouts import Credit, Rollouts, save_rollouts
-from spo.run import folder
+from spo.run import checkpoint, folder, identity, saving
 from spo.run.callbacks import Callbacks
 from spo.run.reporter import Reporter
+from spo.run.signals import Signals, agree
+
+
+def guarded(train: Callable) -> Callable:
+    """Train as the only one in the folder, and let a signal finish the step."""
+
+    @functools.wraps(train)
+    def train_guarded(trainer: Any, resume_from_checkpoint: str | bool | None = None) -> Any:
+        run = trainer.run
+        with folder.locked(run.output_dir, run.accelerator), run.signals:
+            try:
+                return train(trainer, resume_from_checkpoint)
+            except RewardError:  # before anything of the step was learned
+                run.save_finished(trainer._trained())
+                raise
+
+    return train_guarded
 
 
 class Run:
@@ -25,15 +49,25 @@ class Run:
     Attributes:
         output_dir: the run's folder; `name` is what trackers, rollouts and the card call it.
         state, control: Transformers' TrainerState and TrainerControl.
+        identity: what a checkpoint must agree with besides the settings.
+        trouble: what this process could not write in this step.
     """
 
     def __init__(self, args: SPOConfig, accelerator: Accelerator, output_dir: Path, max_steps: int):
         self.args, self.accelerator, self.output_dir = args, accelerator, output_dir
         self.name, self.max_steps = args.run_name or output_dir.name, max_steps
+        self.run_id = broadcast_object_list([folder.read_run(output_dir).get("run_id")])[0]
         self.state = TrainerState(
             max_steps=max_steps, is_world_process_zero=accelerator.is_main_process
         )
         self.reporter = Reporter(args, accelerator, output_dir, max_steps)
+        self.signals = Signals()
+        self.identity: dict[str, Any] = {}
+        self.repo_id: str | None = None
+        self.trouble: str | None = None
+        self.asked_to_save = True
+        self.stop_signal = 0
+        self.last_saved, self.saved_step = time.monotonic(), 0
 
     def listen(self, callbacks: Sequence[Any], **handed: Any) -> None:
         """Tell these callbacks what happens, with `handed` by keyword at every event."""
@@ -43,28 +77,104 @@ class Run:
     def begin(self, resume_from_checkpoint: str | bool | None, weights: dict[str, Any]) -> int:
         """Restore a checkpoint into `weights`, if asked for; returns the steps already done."""
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
-        if not (resume or self.state.global_step) and folder.checkpoints_in(self.output_dir):
+        if not resume and self.state.global_step:
+            raise RunFolderError(
+                f"train() has done {self.state.global_step} steps already and used up its "
+                "schedule; make a new SPOTrainer of the saved model, or raise max_steps there and "
+                "train with resume_from_checkpoint='latest'."
+            )
+        if not resume and checkpoint.checkpoints_in(self.output_dir):
             folder.refuse_another_run(self.output_dir)
-        start = 0
-        if resume:
-            path = folder.find_checkpoint(self.output_dir, resume)
-            start = folder.restore_checkpoint(self.accelerator, path, weights, self.max_steps)
-        self.state.global_step = start
-        self.reporter.begin(start, resumed=bool(resume))
-        if self.accelerator.is_main_process:
-            folder.write_config(self.output_dir, self.args)
+        path = self._on_main(lambda: self._checkpoint_to_resume(resume)) if resume else None
+        start = self._restore(path, weights) if path is not None else 0
+        self.state.global_step, self.control.should_training_stop = start, False
+        self.last_saved, self.saved_step = time.monotonic(), start
+        self._on_main(lambda: self._clear_folder(anew=bool(resume) and path is None))
+        self.reporter.begin(start, resumed=path is not None)
         self.callbacks.call("on_train_begin")
         return start
+
+    def _checkpoint_to_resume(self, resume: str | bool) -> Path | None:
+        output_dir, run_id = self.output_dir, self.run_id
+        checkpoint.remove_unfinished(output_dir)
+        if not checkpoint.numbered(output_dir) and not self.args.output_dir:
+            output_dir, run_id = folder.newest_run() or output_dir, None
+        path, said = checkpoint.choose(output_dir, resume, run_id)
+        if said:
+            self.reporter.print(said)
+        return path
+
+    def _restore(self, path: Path, weights: dict[str, Any]) -> int:
+        saved = checkpoint.read_state(path)
+        if saved["step"] > self.max_steps:
+            raise RunFolderError(
+                f"{path} has done {saved['step']} steps, more than max_steps={self.max_steps}."
+            )
+        refused, honoured, retune = identity.changes(saved, self.args, self.identity)
+        if refused:
+            raise RunFolderError(
+                f"{path} cannot be continued with other settings: {'; '.join(refused)}. Resume "
+                "with those it was written with, or start a new run from its model."
+            )
+        checkpoint.restore_checkpoint(self.accelerator, path, weights, retune)
+        if honoured:
+            self.reporter.print(f"From step {saved['step']} on: {'; '.join(honoured)}.")
+        return saved["step"]
+
+    def _clear_folder(self, anew: bool) -> None:
+        if anew:
+            folder.begin_anew(self.output_dir)
+        folder.remove_unfinished(self.output_dir)
+        checkpoint.delete_old(self.output_dir, self.run_id, self.args.save_total_limit)
+        folder.write_config(self.output_dir, self.args)
+        folder.write_run(self.output_dir, finished=False)
+
+    def _on_main(self, act: Callable[[], Any]) -> Any:
+        """What the main process finds, or the one sentence it fails with, on all processes."""
+        answer: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                answer[0] = act()
+            except ValueError as error:
+                answer[1] = str(error)
+            except OSError as error:
+                answer[1] = f"{error.filename or self.output_dir}: {error.strerror}."
+        found, refusal = broadcast_object_list(answer)
+        if refusal:
+            raise RunFolderError(refusal)
+        return found
+
+    def prepare_saving(self, trained: saving.Trained) -> None:
+        """Try everything that saving needs, while there is nothing to lose yet."""
+
+        def attempt() -> tuple[str, str | None]:
+            mended = saving.try_saving(self.output_dir, trained)
+            pushed = self.args.push_to_hub
+            return mended, saving.create_repo(self.output_dir, self.args) if pushed else None
+
+        mended, self.repo_id = self._on_main(attempt)
+        if mended:
+            self.reporter.print(mended)
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """A failure to write is told when all processes can stop together."""
+        try:
+            yield
+        except OSError as error:
+            self.trouble = f"{what} could not be written: {error.strerror or error}"
 
     def log_step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """Metrics of a finished step, to everybody who listens."""
         self.state.global_step, self.state.epoch = step, epoch
-        self.reporter.log_step(step, epoch, metrics)
+        with self._writing("metrics"):
+            self.reporter.log_step(step, epoch, metrics)
         self.callbacks.call("on_log", logs=metrics)
         self.callbacks.call("on_step_end")
 
     def log_evaluation(self, metrics: dict[str, float]) -> None:
-        self.reporter.log_eval(self.state.global_step, metrics)
+        with self._writing("metrics"):
+            self.reporter.log_eval(self.state.global_step, metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
 
     def save_rollouts(self, rollouts: Rollouts, credit: Credit) -> None:
@@ -74,25 +184,162 @@ class Run:
             and self.accelerator.is_main_process
         ):
             path = self.output_dir / "rollouts" / f"step-{rollouts.step:06d}.parquet"
-            save_rollouts(rollouts, path, credit, self.args, self.name)
+            with self._writing("rollouts"):
+                save_rollouts(rollouts, path, credit, self.args, self.name)
 
     def save_checkpoint(self, step: int, weights: dict[str, torch.Tensor]) -> Path:
-        path = folder.save_checkpoint(
-            self.accelerator, self.output_dir, step, weights, self.name, self.args.save_total_limit
-        )
+        """Whole or not at all; what went wrong is said with what is safe."""
+        state = {
+            "step": step,
+            "world_size": self.accelerator.num_processes,
+            "run_id": self.run_id,
+            "asked": self.asked_to_save,
+            "config": self.args.to_dict(),
+            "identity": self.identity,
+        }
+        self.asked_to_save = True  # by a caller, unless the loop says otherwise
+        try:
+            checkpoint.check_finite(self.accelerator, weights)
+            path = checkpoint.save_checkpoint(
+                self.accelerator, self.output_dir, weights, state, self.args.save_total_limit
+            )
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(
+                f"Step {step}: {error}; it was not saved, {self._safe()}. Lower the learning rate.",
+                error.rows,
+            ) from error
+        except SaveError as error:
+            raise SaveError(f"Step {step}: {error}; {self._advice(weights)}") from error
+        self.last_saved, self.saved_step = time.monotonic(), step
         self.callbacks.call("on_save")
         return path
 
+    def save_finished(self, weights: dict[str, torch.Tensor]) -> None:
+        """Where a reward function ends the run: the steps it had done. With several processes the
+        others are waiting elsewhere, and the last checkpoint has to do."""
+        step = self.state.global_step
+        if step > self.saved_step and self.accelerator.num_processes == 1:
+            self.asked_to_save = False
+            self.reporter.print(f"Step {step} is saved in {self.save_checkpoint(step, weights)}.")
+
+    def _safe(self) -> str:
+        good = checkpoint.last_good(self.output_dir, self.run_id)
+        return f"the last checkpoint is intact: {good}" if good else "there is no checkpoint"
+
+    def _advice(self, weights: dict[str, torch.Tensor]) -> str:
+        """What is safe and what to do where something cannot be written."""
+        needed = checkpoint.size_of(self.accelerator, weights) / 2**20
+        try:
+            free = f"{shutil.disk_usage(self.output_dir).free / 2**20:,.0f} MiB are free"
+        except OSError as error:
+            free = str(error.strerror)
+        return (
+            f"{self._safe()}. A checkpoint takes {needed:,.0f} MiB, in {self.output_dir} {free}: "
+            "make room or make it writable, and go on with --resume_from_checkpoint latest."
+        )
+
     def wants_evaluation(self, step: int) -> bool:
         """After the last step, every `eval_steps`, and where a callback asks for it."""
-        asked, self.control.should_evaluate = self.control.should_evaluate, False
-        last = step == self.max_steps or self.control.should_training_stop
-        return asked or last or is_due(step, self.args.eval_steps)
+        control = self.control
+        wishes = [control.should_evaluate, control.should_training_stop]
+        asked, stop = agree(self.accelerator, wishes)
+        control.should_evaluate, control.should_training_stop = False, bool(stop)
+        return bool(asked or stop) or step == self.max_steps or is_due(step, self.args.eval_steps)
 
     def wants_checkpoint(self, step: int) -> bool:
-        """Every `save_steps`, and where a callback asks for it."""
-        asked, self.control.should_save = self.control.should_save, False
-        return asked or is_due(step, self.args.save_steps)
+        """Every `save_steps` and `save_minutes`, where a callback asks for it, and before an early
+        end; all processes find the same."""
+        control, minutes = self.control, self.args.save_minutes
+        if self.accelerator.is_main_process and not folder.read_run(self.output_dir):
+            self.trouble = f"{self.output_dir} was moved or deleted"
+        due = minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes
+        wishes = [control.should_save, due and step < self.max_steps, self.signals.number or 0]
+        wishes += [self.trouble is not None, control.should_training_stop]
+        asked, due, self.stop_signal, trouble, stop = agree(self.accelerator, wishes)
+        control.should_save, control.should_training_stop = False, bool(stop)
+        self.asked_to_save = bool(asked) or is_due(step, self.args.save_steps)
+        return self.asked_to_save or bool(due or self.stop_signal or trouble)
+
+    def stop_if_asked(self, weights: dict[str, torch.Tensor]) -> None:
+        """End here, with what is needed to go on, at a signal or where something is not written.
+
+        Raises:
+            SystemExit: 128 + the signal's number, as a shell reports it.
+            SaveError: metrics or rollouts could not be written.
+        """
+        try:
+            checkpoint.together(self.accelerator, self.trouble)
+        except SaveError as error:
+            raise SaveError(
+                f"Step {self.state.global_step}: {error}; {self._advice(weights)}"
+            ) from None
+        if self.stop_signal:
+            number, step = self.stop_signal, self.state.global_step
+            self.reporter.print(
+                f"{signal.Signals(number).name}: step {step} is finished and saved in "
+                f"{self.output_dir / f'checkpoint-{step:06d}'}; go on with "
+                "--resume_from_checkpoint auto."
+            )
+            self.reporter.end()
+            raise SystemExit(128 + number)
+
+    def save_model(self, path: Path, trained: saving.Trained) -> Path:
+        """The model in `path`.
+
+        Raises:
+            NonFiniteLossError: it is broken, and nothing was written.
+            SaveError: it could not be written.
+        """
+        networks = {"policy": trained.policy, "critic": trained.critic.network}
+        weights = {
+            f"{name}.{i}": weight
+            for name, network in networks.items()
+            for i, weight in enumerate(network.trainable if network is not None else ())
+        }
+        try:
+            checkpoint.check_finite(self.accelerator, weights)
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{error}; no model was saved, {self._safe()}.", []) from error
+        trouble = None
+        if self.accelerator.is_main_process:
+            try:
+                saving.save_model(path, trained)
+            except saving.ERRORS as error:
+                trouble = f"The model could not be saved in {path}: {' '.join(str(error).split())}"
+        checkpoint.together(self.accelerator, trouble)
+        return path
+
+    def push_to_hub(self, commit_message: str, **kwargs: Any) -> str | None:
+        """Upload what was saved; the commit's address on the main process."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return None
+        self.repo_id = self.repo_id or saving.create_repo(self.output_dir, self.args)
+        return saving.upload(self.output_dir, self.repo_id, commit_message, **kwargs)
+
+    def end(self, weights: dict[str, torch.Tensor], trained: saving.Trained) -> None:
+        """Save and upload; weights that cannot be saved as a model are kept in a checkpoint."""
+        self.reporter.end()
+        try:
+            self.save_model(self.output_dir, trained)
+        except SaveError as error:
+            path = self.save_checkpoint(self.state.global_step, weights)
+            raise SaveError(f"{error}; nothing is lost, its weights are in {path}.") from error
+        if self.accelerator.is_main_process:
+            folder.write_run(self.output_dir, finished=True)
+        if self.args.push_to_hub:
+            self._push_at_the_end()
+        self.callbacks.call("on_train_end")
+
+    def _push_at_the_end(self) -> None:
+        try:
+            self.push_to_hub("Upload SPO model")
+        except saving.HUB_ERRORS as error:
+            raise SaveError(
+                f"The model is saved in {self.output_dir}, and the upload failed: "
+                f"{' '.join(str(error).split())}; repeat it with trainer.push_to_hub() or "
+                f"`hf upload {self.repo_id} {self.output_dir}`."
+            ) from error
 
     def explain(
         self, error: NonFiniteLossError, rollouts: Rollouts, credit: Credit | None
@@ -104,7 +351,7 @@ class Run:
         )
         return NonFiniteLossError(
             f"Step {rollouts.step}: {error}; nothing was updated with it, the rows are in {path} "
-            "and the last checkpoint is intact. Lower the learning rate.",
+            f"and {self._safe()}. Lower the learning rate.",
             error.rows,
         )
 
