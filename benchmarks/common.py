@@ -116,7 +116,11 @@ def machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 1),  # above the cores: others were at work, too
     }
     if (torch := sys.modules.get("torch")) is not None:
+        from spo.precision import cpu_has_bf16
+
         described["torch_threads"] = torch.get_num_threads()
+        described["instruction_set"] = torch.backends.cpu.get_cpu_capability()
+        described["bf16_arithmetic"] = cpu_has_bf16()
         if torch.cuda.is_available():
             described["accelerator"] = torch.cuda.get_device_name()
     return described

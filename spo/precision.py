@@ -23,9 +23,11 @@ def cpu_has_bf16() -> bool:
     On x86 these are AVX512-BF16 and AMX, on ARM the bf16 extension; both where PyTorch and oneDNN
     may use them, which ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA restrict.
     """
-    has = torch.cpu.get_capabilities()
+    if not torch.backends.mkldnn.is_available():
+        return False
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
+    has = torch.cpu.get_capabilities()
     if has.get("architecture") == "x86_64":
         may_use = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         return may_use and any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
