@@ -154,11 +154,25 @@ def test_the_installed_inspector_shows_the_run_in_a_browser(environment, tmp_pat
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{port}/#step=2")
         path = tmp_path / "run" / "rollouts" / "step-000002.parquet"
-        text = " ".join(load_rollouts(path).rollouts.completions[0].split()[:4])
+        text = load_rollouts(path).rollouts.completions[0].strip().splitlines()[0]
         page.wait_for_function("text => document.body.innerText.includes(text)", arg=text)
         page.close()
     finally:
         app.kill()
+
+
+@pytest.mark.slow
+def test_an_empty_environment_gets_all_it_needs(wheel, tmp_path):
+    """With the dependencies pip chooses from the ranges: minutes, and the package index."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{wheel}[inspector]"], check=True)
+    done = call(tmp_path / "env", ["spo-train", *SMALL], tmp_path)
+    assert "2/2" in done.stdout
+    assert (
+        "bundled sample rollouts"
+        in call(tmp_path / "env", ["spo-inspect", "--help"], tmp_path).stdout
+    )
 
 
 def test_without_gradio_one_sentence_says_what_to_install(tmp_path):
