@@ -25,7 +25,8 @@ _NUMBER = re.compile(
 _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
-    r"\banswers?\b(?![^.:=\n\d$\\]{0,60}\b(?:not|n't)\b)[^.:=\n]{0,60}?(?:\b(?:is|are|be)\b\s*:?|[:=])"
+    r"\banswers?\b(?![^.:=\n\d$\\]{0,60}\b(?:not|n't)\b)[^.:=\n]{0,60}?"
+    r"(?:\b(?:is|are|be)\b\s*:?|[:=])"
     r"[\s*_]*(\$\$.+?\$\$|\\\[.+?\\\]|\$[^$\n]+\$|[^\n]+?(?=[.!?;]+[*_]*(?:\s|$)|\n|$))",
     re.IGNORECASE | re.DOTALL,
 )
@@ -42,10 +43,12 @@ _UNIT_POWERS = re.compile(
     r"\s*(?:\^\s*\{?\s*-?\d\s*\}?|[²³])"
 )
 _CLEANED = (  # what is decoration, and what LaTeX and typography write in other words
+    (re.compile(r"<<[^<>]*>>"), " "),  # the calculator's notes in GSM8K
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit|mbox)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°"), " "),
     (re.compile(r"(?<=\d)(?:\\,|\\ |\{,\}|,\\!|~)(?=\d{3})"), ","),
-    (re.compile(r"\\(?:left|right|displaystyle|[,;:! ])|\\[()\[\]]|\*\*|`|__"), " "),
+    (re.compile(r"\\(?:left|right|displaystyle|[,;:! ])|\\[()\[\]]|`|__"), " "),
+    (re.compile(r"(?<![\w)*])\*\*(?=[^\s*])([^*\n]*[^\s*])\*\*(?!\*)"), r" \1 "),
     (re.compile(r"\\([%$€£])"), r"\1"),
     (re.compile(r"[-=]+>|[→⇒]|\\(?:[Rr]ightarrow|to|implies)\b"), "="),
     (re.compile(r"(?<![\w*])[*_]([^*_\s][^*_\n]*)[*_](?![\w*])"), r"\1"),
@@ -53,15 +56,16 @@ _CLEANED = (  # what is decoration, and what LaTeX and typography write in other
     (re.compile(r"[−–](?=\s?[\d.\\])"), "-"),
     (re.compile(r"[$€£¥₹]"), " "),
 )
-_OPERATORS = r"[+\-*×÷/^·<>≤≥!]|\\times|\\cdot|\\div|\\pm|\bmod"
+_OPERATORS = r"[+\-*×÷/^·<>≤≥]|\\times|\\cdot|\\div|\\pm|\bmod"
 _IS_OPERAND = re.compile(  # what stands before a number that is none for itself
     rf"(?:(?:{_OPERATORS})[\s(\[{{]*|\b(?:not|plus|minus|times|over|(?:divided|multiplied) by)"
-    r"|\bor\s+[a-z]\s*=|\d[%)\w]*\s*(?:,|or|and|to|through|&)|\\[A-Za-z]+\s*[\[{(]?|[_^]\s*\{?|\w[({]|\{)\s*$",
+    r"|\bor\s+[a-z]\s*=|\d[%)\w]*\s*(?:,|or|and|to|through|&)"
+    r"|\\[A-Za-z]+\s*[\[{(]?|[_^]\s*\{?|\w[({]|\{)\s*$",
     re.IGNORECASE,
 )
 _GOES_ON = re.compile(  # what stands behind one
     r"\s*[)}\]]*\s*(?:=|[+×÷*^·<>≤≥](?!\s*$)|/\s*[\d(]|\\[A-Za-z]|π|√|-\s*(?:[\d(\\]|[A-Za-z]\b))"
-    r"|[A-Za-z]\b(?<=[abknxyz])|[ \t]*\("
+    r"|[A-Za-z]\b(?<=[abknxyz])|\("
 )
 
 
@@ -144,7 +148,7 @@ def final_number(text: str) -> str | None:
 
 def last_sentence(text: str) -> str:
     """What follows the last end of a sentence or line; a point within a number ends none."""
-    return re.split(r"[.!?](?=\s)|\n", text.rstrip())[-1]
+    return re.split(r"[.!?](?=\s)|\n", text)[-1]
 
 
 def _value(match: re.Match) -> str | None:

@@ -158,7 +158,7 @@ def _is_right(text: str, gold_text: str, gold_parsed: list, prompt: str) -> bool
         return option_letter(text if named is None else named) == option_letter(gold_text)
     if named is None or is_number(gold_text):
         piece = text if named is None else after_equals(named)
-        if named is None and repeats(last_sentence(text), prompt):
+        if named is None and repeats(last_sentence(text.rstrip()), prompt):
             return False
         number = final_number(piece)
         parsed = _parse_math(number) if number else []
