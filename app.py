@@ -20,12 +20,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
+import spo.inspector
 from spo.inspector.agents import Agents
 from spo.inspector.folder import Folder
 from spo.inspector.server import page_functions
 
 HERE = Path(__file__).parent
-STATIC = HERE / "spo" / "inspector" / "static"
+STATIC = Path(spo.inspector.__file__).parent / "static"
 SAMPLES = HERE / "assets" / "sample_rollouts"
 LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 

@@ -104,7 +104,11 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Kind and size of the machine, never its name."""
+    """Kind and size of the machine, never its name; threads and instructions that torch uses."""
+    import torch
+
+    from spo.precision import cpu_has_bf16
+
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     described: dict[str, Any] = {
         "system": platform.system(),
@@ -114,11 +118,12 @@ def machine() -> dict[str, Any]:
         else os.cpu_count(),
         "memory_gib": round(pages / GIB, 1),
         "load_average": round(os.getloadavg()[0], 1),  # above the cores: others were at work, too
+        "torch_threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "bf16_arithmetic": cpu_has_bf16(),
     }
-    if (torch := sys.modules.get("torch")) is not None:
-        described["torch_threads"] = torch.get_num_threads()
-        if torch.cuda.is_available():
-            described["accelerator"] = torch.cuda.get_device_name()
+    if torch.cuda.is_available():
+        described["accelerator"] = torch.cuda.get_device_name()
     return described
 
 

@@ -37,11 +37,15 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
     """Train once in this process -> the JSON of the run."""
     import torch
 
+    from spo.precision import cpu_has_bf16
+
     task = TASKS[task_name]
     torch.set_num_threads(task.threads)
     warnings.filterwarnings("ignore")
     settings = task.settings | MODES[mode] | changes
     settings |= {"seed": seed, "max_steps": updates or task.updates, "eval_steps": task.eval_every}
+    if settings.get("bf16"):
+        settings["bf16"] = cpu_has_bf16()
     train = _train_with_trl if mode in TRL else partial(_train_with_spo, exact=mode in EXACT)
     begun = time.perf_counter()
     steps, evaluations, clock = train(task, settings)
@@ -139,7 +143,9 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
         settings["seed"],
     )
     order = np.concatenate([batches.indices(step) for step in range(settings["max_steps"])])
-    model = load_policy(str(task.base_folder), dtype="bfloat16" if task.lora_r else "float32")
+    model = load_policy(
+        str(task.base_folder), dtype="bfloat16" if settings.get("bf16") else "float32"
+    )
     tokenizer = load_tokenizer(str(task.base_folder))
     network = Network(model, model.get_output_embeddings())
     evaluations: list[tuple[int, float]] = []

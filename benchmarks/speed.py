@@ -4,8 +4,9 @@
     python benchmarks/speed.py --model assets/quickstart --full --completions 64
 
 Same model, prompts and completion length (the end token is out of reach), LoRA r = 8 on all linear
-layers in bfloat16 unless --full. Every measurement is a process of its own: a step to warm up, then
-`--steps` that count. The variants take turns, so that a load on the machine strikes all alike.
+layers, in bfloat16 unless --full or where the device lacks its arithmetic. Every measurement is a
+process of its own: a step to warm up, then `--steps` that count. The variants take turns, so that a
+load on the machine strikes all alike.
 """
 
 import argparse
@@ -61,13 +62,24 @@ def model_and_prompts(options: argparse.Namespace):
     from spo.networks.loading import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
-    model = load_policy(options.model, dtype=torch.float32 if options.full else torch.bfloat16)
+    dtype = torch.bfloat16 if computes_in_bf16(options) else torch.float32
+    model = load_policy(options.model, dtype=dtype)
     ids = tokenizer("State the answer: one + two + three = " * 40)["input_ids"]
     count = 2 * options.completions
     shortest = round(0.92 * options.prompt_length)
     lengths = [shortest + i % (2 * (options.prompt_length - shortest) + 1) for i in range(count)]
     prompts = [tokenizer.decode(ids[:length]) for length in lengths]
     return model, tokenizer, Dataset.from_dict({"prompt": prompts})
+
+
+def computes_in_bf16(options: argparse.Namespace) -> bool:
+    """Where the device has the arithmetic for it; never with --full."""
+    import torch
+
+    from spo.precision import has_bf16
+
+    on_cpu = options.cpu or not torch.cuda.is_available()
+    return not options.full and has_bf16("cpu" if on_cpu else "cuda")
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -82,7 +94,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "max_completion_length": options.length,
         "max_steps": options.steps + 1,
         "learning_rate": 1e-5,
-        "bf16": not options.full,
+        "bf16": computes_in_bf16(options),
         "use_cpu": options.cpu or not torch.cuda.is_available(),
         "gradient_checkpointing": False,
         "disable_tqdm": True,

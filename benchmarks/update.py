@@ -10,7 +10,8 @@ rows per micro-batch:
 
 First checks, in float32, that both have the same loss and gradient. Then measures times in turns
 within one process, and the peak memory of each in a process of its own. A plain product of two
-2048 × 2048 matrices takes its turn, too: what share of its FLOP/s does the update reach?
+square matrices takes its turn, too: what share of its FLOP/s does the update reach? A CPU without
+bfloat16 arithmetic computes all of it in float32.
 
     python scripts/fetch_smollm2.py && python benchmarks/update.py
     python benchmarks/update.py --smoke              # a tiny random model; seconds
@@ -43,6 +44,7 @@ from spo.networks.batching import Sequences
 from spo.networks.build import build_policy, leave_inputs_in_16_bits
 from spo.networks.loading import lora_config
 from spo.networks.network import Network, Numerics
+from spo.precision import cpu_has_bf16
 
 PRODUCTS = 10
 """Matrix products in a turn."""
@@ -238,7 +240,8 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     runs = {
         name: lambda name=name: loss_and_gradient(name, network, work, args) for name in VARIANTS
     }
-    left, right = torch.randn(2, 2048, 2048, dtype=getattr(torch, args.dtype))
+    shape = (2, args.product_size, args.product_size)
+    left, right = torch.randn(shape, dtype=getattr(torch, args.dtype))
 
     def products():
         for _ in range(PRODUCTS):
@@ -250,7 +253,7 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
 def flops(args: argparse.Namespace, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """FLOP/s of the update's matrix products, of a plain one, and the first over the second."""
     update = [args.update_flops / s for s in seconds["ours"]]
-    product = [PRODUCTS * 2 * 2048**3 / s for s in seconds["product"]]
+    product = [PRODUCTS * 2 * args.product_size**3 / s for s in seconds["product"]]
     return {
         "of_update": args.update_flops,
         "update_gflops_per_second": spread(f / 1e9 for f in update),
@@ -278,18 +281,27 @@ def measure_memory(args: argparse.Namespace, name: str, threads: int) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=str(SMOLLM2), help="model folder")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    fast = "bfloat16" if cpu_has_bf16() else "float32"
+    parser.add_argument(
+        "--dtype", default=fast, choices=("bfloat16", "float32"), help=f"default here: {fast}"
+    )
     parser.add_argument("--completions", type=int, default=32)
     parser.add_argument("--max_completion_length", type=int, default=96)
     parser.add_argument("--prompt_length", type=int, default=50)
     parser.add_argument("--rows_per_micro_batch", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--product_size", type=int, default=2048, help="rows of the plain product")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
-    parser.add_argument("--smoke", action="store_true", help="tiny model; writes to build/")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny model, few rows; writes to build/"
+    )
     parser.add_argument("--output_dir", type=Path, help="default: benchmarks/results")
     args = parser.parse_args()
+    if args.smoke:
+        args.completions, args.rows_per_micro_batch = 8, 4
+        args.max_completion_length, args.product_size, args.repetitions = 24, 256, 2
     if args.completions % args.rows_per_micro_batch:
         parser.error("--completions must be a multiple of --rows_per_micro_batch")
     if not args.smoke and not Path(args.model).is_dir():
@@ -306,8 +318,8 @@ def main() -> None:
     memory = {name: in_fresh_process(measure_memory, args, name, threads) for name in VARIANTS}
     seconds = measure_time(args)
     names = (
-        "dtype completions max_completion_length prompt_length rows_per_micro_batch repetitions "
-        "temperature seed"
+        "dtype completions max_completion_length prompt_length rows_per_micro_batch product_size "
+        "repetitions temperature seed"
     )
     payload = {
         "model": "tiny random Llama" if args.smoke else Path(args.model).name,

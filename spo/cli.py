@@ -1,17 +1,49 @@
 """Dataclasses, a YAML recipe and the command line -> filled-in dataclasses.
 
 Every field is a flag under the heading its metadata names. The recipe sets any of them, the
-command line wins, and an unknown name is an error that suggests the nearest one.
+command line wins, and all unknown names are one error that suggests the nearest ones.
 """
 
 import argparse
 import dataclasses
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
+
+from spo import __version__
+
+MEANT = {
+    "model": "model_name_or_path",
+    "model_name": "model_name_or_path",
+    "critic": "value_model_path",
+    "value_model": "value_model_path",
+    "dataset": "dataset_name",
+    "data": "dataset_name",
+    "reward": "reward_funcs",
+    "rewards": "reward_funcs",
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "output": "output_dir",
+    "resume": "resume_from_checkpoint",
+    "lora": "use_peft",
+    "qlora": "load_in_4bit",
+    "lora_rank": "lora_r",
+    "kl_coef": "beta",
+    "clip_range": "epsilon",
+    "lambda": "lam",
+    "recipe": "config",
+}
+"""What other programs call a setting -> what it is called here."""
+LAUNCHER = ("deepspeed", "fsdp", "num_processes", "num_machines", "gpu_ids", "multi_gpu")
+"""Settings of `accelerate launch`, not of the script."""
+OWN_RECIPES = (Path(), Path("recipes"))
+"""How a recipe that comes with SPO may be named."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +58,7 @@ class Parser(argparse.ArgumentParser):
         general.add_argument(
             "--config", metavar="FILE.yaml", help="Recipe that sets any flag below; flags win."
         )
+        general.add_argument("--version", action="version", version=f"spo {__version__}")
         groups: dict[str, argparse._ArgumentGroup] = {}
         for cls in classes:
             hints = get_type_hints(cls)
@@ -42,14 +75,16 @@ class Parser(argparse.ArgumentParser):
 
         `default_recipe` is read where neither --config nor --model_name_or_path is given.
         """
-        known, unknown = self.parse_known_args(argv)
+        known, unknown = self.parse_known_args([self._underscores(word) for word in argv])
         if unknown:
-            self.error(f"unknown argument {unknown[0]}{self._hint(unknown[0].lstrip('-'))}")
+            self._refuse("argument", [word for word in unknown if word.startswith("--")] or unknown)
         given = {k: v for k, v in vars(known).items() if v is not None and k != "config"}
+        for name in self.lists & given.keys():
+            given[name] = [item for items in given[name] for item in items]
         recipe = known.config
         if recipe is None and "model_name_or_path" not in given:
             recipe = default_recipe
-        values = self.read_recipe(recipe) | given if recipe else given
+        values = self.read_recipe(self._find(recipe, default_recipe)) | given if recipe else given
         instances = []
         for cls in self.classes:
             names = [f.name for f in dataclasses.fields(cls)]
@@ -66,16 +101,46 @@ class Parser(argparse.ArgumentParser):
             self.error(f"recipe {path} is not valid YAML: {error}")
         if not isinstance(values, dict):
             self.error(f"recipe {path} must be a mapping of flags to values")
-        for key in values:
-            if key not in self.fields:
-                self.error(f"unknown key {key!r} in {path}{self._hint(str(key))}")
-            if key in self.lists and not isinstance(values[key], list | None):
-                values[key] = [values[key]]
+        if unknown := [key for key in values if key not in self.fields]:
+            self._refuse("key", unknown, f" in {path}")
+        for name in self.lists & values.keys():
+            if isinstance(values[name], str):
+                values[name] = _items(str)(values[name])
+            elif not isinstance(values[name], list | None):
+                values[name] = [values[name]]
         return values
 
+    def _underscores(self, word: str) -> str:
+        """--lora-r=8 as --lora_r=8, where there is such a flag."""
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        return f"--{name}{equals}{value}" if flag[:2] == "--" and name in self.fields else word
+
+    def _find(self, recipe: str | Path, default_recipe: str | Path | None) -> Path:
+        """A recipe of SPO's own, "recipes/gsm8k.yaml", is found from any folder."""
+        path = Path(recipe)
+        if path.is_file() or default_recipe is None or path.parent not in OWN_RECIPES:
+            return path
+        own = Path(default_recipe).parent / path.name
+        return own if own.is_file() else path
+
+    def _refuse(self, kind: str, names: list[Any], place: str = "") -> NoReturn:
+        """End with all unknown names, and what each may have meant."""
+        shown = [repr(name) if kind == "key" else name for name in names]
+        hints = [self._hint(str(name).lstrip("-")) for name in names]
+        plural = "s" if len(names) > 1 else ""
+        listed = ", ".join(f"{name} ({hint})" for name, hint in zip(shown, hints, strict=True))
+        if not plural:
+            listed = f"{shown[0]}{place}; {hints[0]}"
+        self.error(f"unknown {kind}{plural} {listed}{place if plural else ''}")
+
     def _hint(self, name: str) -> str:
-        near = difflib.get_close_matches(name.split("=")[0], [*self.fields, "config"], n=1)
-        return f"; did you mean {near[0]}?" if near else "; --help lists all"
+        name = name.split("=")[0].replace("-", "_")
+        if name.split(".")[0].startswith(LAUNCHER):
+            return "give it to accelerate launch, before the script's name"
+        near = difflib.get_close_matches(name, [*self.fields, "config"], n=1)
+        meant = MEANT.get(name) or (near[0] if near else None)
+        return f"did you mean {meant}?" if meant else "--help lists all"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -110,7 +175,7 @@ def _add_flag(
         choices = "|".join(get_args(kind))  # where they are many the help names them
         options |= {"choices": get_args(kind), "metavar": choices if len(choices) < 50 else "NAME"}
     elif get_origin(kind) is list:
-        options |= {"nargs": "+", "type": get_args(kind)[0]}
+        options |= {"nargs": "+", "type": _items(get_args(kind)[0])}
     elif get_origin(kind) is dict:
         options |= {"type": _mapping}
     else:
@@ -142,6 +207,19 @@ def _boolean(text: str) -> bool:
     if text.lower() in ("false", "0", "no"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _items(kind: type) -> Callable[[str], list[Any]]:
+    """Reader of one word of a list: a, b and "a", "b" and [a,b] are two items."""
+
+    def read(text: str) -> list[Any]:
+        words = [word.strip(" \"'") for word in text.strip("[] ").split(",")]
+        try:
+            return [kind(word) for word in words if word]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind.__name__}") from None
+
+    return read
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -56,6 +57,12 @@ def test_a_benchmark_runs_and_the_readme_can_show_it(
     result = json.loads(path.read_text())
     assert result["command"].startswith(f"python benchmarks/{script}")
     assert {"commit", "versions", "machine"} <= set(result)
+    machine = result["machine"]
+    assert machine["torch_threads"] >= 1
+    assert machine["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    if block == "update":  # bfloat16 without the arithmetic for it would take minutes
+        dtype = "bfloat16" if machine["bf16_arithmetic"] else "float32"
+        assert result["settings"]["dtype"] == dtype
     if block == "gradients":
         path.rename(tmp_path / "gradients_chain_sum.json")
     monkeypatch.setattr(update_readme, "RESULTS", tmp_path)

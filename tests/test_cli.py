@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import spo
 import train_spo
 from spo.cli import Parser, options_table
 from spo.config import SPOConfig
 from train_spo import ModelArguments, ScriptArguments
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = (ModelArguments, ScriptArguments, SPOConfig)
 FIELDS = [field.name for cls in CLASSES for field in dataclasses.fields(cls)]
 
@@ -73,6 +78,14 @@ def test_no_flags_are_the_defaults():
         (["--hub_private_repo"], "hub_private_repo", True),
         (["--reward_weights", "1", "0.5"], "reward_weights", [1.0, 0.5]),
         (["--reward_funcs", "format", "a.b:c"], "reward_funcs", ["format", "a.b:c"]),
+        (["--reward_funcs=format,a.b:c"], "reward_funcs", ["format", "a.b:c"]),
+        (["--lora_target_modules", "q,", "v"], "lora_target_modules", ["q", "v"]),
+        (["--lora_target_modules", '["q", "v"]'], "lora_target_modules", ["q", "v"]),
+        (["--reward_weights", "1,", "0.5"], "reward_weights", [1.0, 0.5]),
+        (["--lora-r", "8"], "lora_r", 8),
+        (["--entropy-percentile=0.1"], "entropy_percentile", 0.1),
+        (["--learning-rate=1e-5"], "learning_rate", 1e-5),
+        (["--system_prompt=--a-b"], "system_prompt", "--a-b"),
         (["--dataset_kwargs", '{"size": 3}'], "dataset_kwargs", {"size": 3}),
         (["--model_init_kwargs", '{"a": [1, null]}'], "model_init_kwargs", {"a": [1, None]}),
     ],
@@ -93,7 +106,17 @@ def test_a_bare_switch_does_not_swallow_the_next_flag():
     ("argv", "words"),
     [
         (["--learning_rat", "1"], ["--learning_rat;", "did you mean learning_rate?"]),
-        (["--entropy-percentile=0.1"], ["did you mean entropy_percentile?"]),
+        (["--entropy-percent=0.1"], ["did you mean entropy_percentile?"]),
+        (["--model", "m"], ["unknown argument --model; did you mean model_name_or_path?"]),
+        (["--lr=1"], ["did you mean learning_rate?"]),
+        (["--lora-rank=8"], ["did you mean lora_r?"]),
+        (["--deepspeed", "ds.json"], ["--deepspeed; give it to accelerate launch, before the"]),
+        (["--fsdp_config=x"], ["give it to accelerate launch"]),
+        (
+            ["--model=m", "--lr", "1"],
+            ["arguments --model=m (did you mean model_name_or_path?), --lr"],
+        ),
+        (["--reward_weights", "1,x"], ["--reward_weights", "'1,x' is not float"]),
         (["--konfig", "x.yaml"], ["did you mean config?"]),
         (["--learning"], ["unknown argument --learning"]),  # no abbreviations
         (["--zzzzqqq"], ["--help lists all"]),
@@ -118,10 +141,24 @@ def test_help_lists_every_flag_and_ends_well(capsys):
         parse("--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name in [*FIELDS, "config"]:
+    for name in [*FIELDS, "config", "version"]:
         assert f"--{name} " in text, name
     assert "%%" not in text  # a doubled per cent sign is argparse's business, not the reader's
     assert "5 % to" not in text
+
+
+def test_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--version")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"spo {spo.__version__}\n"
+
+
+def test_help_imports_nothing_that_takes_long():
+    heavy = "{'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    code = f"import sys, train_spo\ntry: train_spo.main(['--help'])\nfinally: print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
+    assert done.stdout.decode().splitlines()[-1] == "set()"
 
 
 # --- recipes --------------------------------------------------------------------------------------
@@ -146,6 +183,8 @@ def test_one_value_makes_a_list_of_one(recipe):
     assert got["reward_funcs"] == ["math_verify"]
     assert got["reward_weights"] == [2.0]
     assert parse("--config", recipe("reward_funcs: null\n"))["reward_funcs"] is None
+    got = parse("--config", recipe("reward_funcs: format, math_verify\n"))
+    assert got["reward_funcs"] == ["format", "math_verify"]
 
 
 def test_the_default_recipe_is_read_only_where_nothing_else_is_named(recipe):
@@ -167,6 +206,7 @@ def test_an_empty_recipe_changes_nothing(recipe):
         ("learnin_rate: 1.0\n", ["unknown key 'learnin_rate'", "did you mean learning_rate?"]),
         ("zzzzqqq: 1\n", ["unknown key 'zzzzqqq'", "--help lists all"]),
         ("1: 2\n", ["unknown key 1"]),
+        ("lr: 1\nbeta: 0\nmodel: m\n", ["keys 'lr' (did you mean learning_rate?), 'model' (did"]),
         ("a: [1, 2\n", ["is not valid YAML"]),
         ("- beta\n", ["must be a mapping"]),
         ("just words\n", ["must be a mapping"]),
@@ -177,6 +217,16 @@ def test_recipes_that_are_wrong_say_where_and_what(refused, recipe, text, words)
     message = refused("--config", path)
     for word in [*words, path]:
         assert word in message
+
+
+@pytest.mark.parametrize("name", ["gsm8k.yaml", "recipes/gsm8k.yaml"])
+def test_recipes_that_come_with_spo_are_found_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    got = parse("--config", name, recipe=train_spo.QUICKSTART)
+    assert got["dataset_name"] == "openai/gsm8k"
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("dataset_name: mine\n")
+    assert parse("--config", name, recipe=train_spo.QUICKSTART)["dataset_name"] == "mine"
 
 
 def test_a_recipe_that_does_not_exist(refused):

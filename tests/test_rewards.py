@@ -1,4 +1,4 @@
-"""spo.rewards and spo.verifiers: names → functions, completions → token and completion rewards."""
+"""spo.rewards and spo.rewards.verifiers: names → functions, completions → token and completion rewards."""
 
 import asyncio
 import functools
@@ -322,7 +322,7 @@ def test_math_verify_compares_latex_and_plain_answers():
 
 def test_math_verify_works_outside_the_main_thread():
     golds = ["101/7", "x^3"]  # not parsed by another test: the main thread's results are cached
-    completions = ["<answer>101/7</answer>", "so $x^3$"]
+    completions = ["<answer>101/7</answer>", r"so \boxed{x^3}"]
     with ThreadPoolExecutor() as pool:
         rewards = pool.submit(call, math_verify_reward, completions, answer=golds).result()
     assert rewards == [1.0, 1.0]

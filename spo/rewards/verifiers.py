@@ -13,6 +13,15 @@ import threading
 from collections.abc import Callable
 
 from spo.problems import create_reasoning_gym_task, decode_entry
+from spo.rewards.math_answers import (
+    after_equals,
+    final_number,
+    is_number,
+    last_sentence,
+    named_answer,
+    option_letter,
+    repeats,
+)
 
 ANSWER_FORMAT = r"<answer>\s*\S.*?</answer>\s*$"
 
@@ -118,25 +127,48 @@ def _is_safe_to_evaluate(answer: str, task: str) -> bool:
 def math_verify_reward(
     prompts, completions, completion_ids, *, answer=None, solution=None, **columns
 ) -> list[float | None]:
-    """1 where math-verify finds the completion's result equal to the gold one, else 0.
+    """1 where math-verify finds the completion's answer equal to the gold one, else 0.
 
-    The result is what the last <answer> tags hold, else a \\boxed{}, other LaTeX or plain number.
-    Gold is column `answer`, else `solution`, from "####" on if that is in it (GSM8K). None where
-    gold does not parse.
+    The answer is what the last <answer> tags hold, else \\boxed{}, "####" or "the answer is"; else
+    the number the text ends with (`spo.rewards.math_answers`). Where gold is a number, an expression is no
+    answer; nor is one side of an equation, or what only repeats the prompt. Gold is column
+    `answer`, else `solution`, from "####" on if that is in it (GSM8K). None where gold does not
+    parse.
     """
-    from math_verify import verify
-    from reasoning_gym.utils import extract_answer
-
     golds = answer if answer is not None else solution
     if golds is None:
         raise ValueError("it needs a column 'answer' or 'solution'")
     rewards: list[float | None] = []
-    for text, gold in zip(_texts(completions), golds, strict=True):
-        gold_parsed = [] if gold is None else _parse_math(str(gold).rsplit("####", 1)[-1].strip())
-        parsed = _parse_math(extract_answer(text) or text) if gold_parsed else []
-        equal = verify(gold_parsed, parsed, timeout_seconds=_alarm_seconds(5)) if parsed else False
-        rewards.append(float(equal) if gold_parsed else None)
+    for prompt, text, gold in zip(prompts, _texts(completions), golds, strict=True):
+        gold_text = "" if gold is None else str(gold).rsplit("####", 1)[-1].strip()
+        gold_number = final_number(gold_text) if is_number(gold_text) else None
+        gold_parsed = _parse_math(gold_number or gold_text) if gold_text else []
+        rewards.append(
+            float(_is_right(text, gold_text, gold_parsed, str(prompt))) if gold_parsed else None
+        )
     return rewards
+
+
+def _is_right(text: str, gold_text: str, gold_parsed: list, prompt: str) -> bool:
+    """Whether the answer in `text` equals gold: as a letter, as a number, or as an expression."""
+    from math_verify import verify
+
+    named = named_answer(text)
+    if option_letter(gold_text):
+        return option_letter(text if named is None else named) == option_letter(gold_text)
+    if named is None or is_number(gold_text):
+        piece = text if named is None else after_equals(named)
+        if named is None and repeats(last_sentence(text.rstrip()), prompt):
+            return False
+        number = final_number(piece)
+        parsed = _parse_math(number) if number else []
+    else:
+        is_relation = re.search(r"[=<>]|\\[lg]eq?\b", gold_text)
+        piece = named if is_relation else after_equals(named)
+        parsed = _parse_math(piece)
+        if repeats(piece, prompt) and parsed[:1] != gold_parsed[:1]:
+            return False
+    return bool(parsed) and verify(gold_parsed, parsed, timeout_seconds=_alarm_seconds(5))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -147,7 +179,8 @@ def _parse_math(text: str) -> list:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each missing timeout
     latex = LatexExtractionConfig(
-        boxed_match_priority=0, normalization_config=NormalizationConfig(units=True)
+        boxed_match_priority=0,
+        normalization_config=NormalizationConfig(units=True, malformed_operators=True),
     )
     read = functools.partial(
         parse,
@@ -155,10 +188,9 @@ def _parse_math(text: str) -> list:
         extraction_mode="first_match",
         parsing_timeout=_alarm_seconds(5),
     )
-    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text):  # words
-        return read(text)
-    is_algebra = re.search(r"[A-Za-z]", text) and "$" not in text  # plain reading: its last number
-    return (read(f"${text}$") or read(text)) if is_algebra else (read(text) or read(f"${text}$"))
+    is_delimited = re.search(r"\$|\\[(\[]", text)
+    words = re.search(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+|\{[a-z]*matrix\}", "", text))
+    return read(text) if is_delimited or words or is_number(text) else read(f"${text}$")
 
 
 def _alarm_seconds(seconds: int) -> int | None:
