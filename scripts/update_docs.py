@@ -1,7 +1,7 @@
 """benchmarks/results/*.json and the flags' help -> the generated blocks of the two READMEs.
 
-python scripts/update_readme.py            # rewrite the blocks of README.md, benchmarks/README.md
-python scripts/update_readme.py --check    # exit 1 if they are out of date
+python scripts/update_docs.py            # rewrite the blocks of README.md, benchmarks/README.md
+python scripts/update_docs.py --check    # exit 1 if they are out of date
 """
 
 import json
