@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-import update_docs  # noqa: E402
+import results_tables  # noqa: E402
 
 QUICKSTART_MODEL = "assets/quickstart"
 CASES = [  # arguments, block of the README, what the block has to say
@@ -58,5 +58,5 @@ def test_a_benchmark_runs_and_the_readme_can_show_it(
     assert {"commit", "versions", "machine"} <= set(result)
     if block == "gradients":
         path.rename(tmp_path / "gradients_chain_sum.json")
-    monkeypatch.setattr(update_docs, "RESULTS", tmp_path)
-    assert re.search(expected, getattr(update_docs, block)())
+    monkeypatch.setattr(results_tables, "RESULTS", tmp_path)
+    assert re.search(expected, getattr(results_tables, block)())

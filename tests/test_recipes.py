@@ -25,7 +25,7 @@ RECOMMENDED = {
     "positive_nll_coef": 0.5,
     "beta": 0.01,
 }
-"""The settings of `spo_nll`, the mode of benchmarks/learning.py that the README's table calls SPO."""
+"""The settings of `spo_nll` in benchmarks/learning.py, the README's SPO."""
 EXCEPTIONS = {("tldr", "positive_nll_coef")}
 
 

@@ -1,0 +1,377 @@
+"""benchmarks/results/*.json -> the tables that `update_docs.py` writes into the pages."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+
+def quickstart() -> str:
+    """Accuracy before and after, per seed."""
+    result = _result("quickstart")
+    rows = [
+        f"| {run['seed']} | {run['before']:.3f} | {run['after']:.3f} | "
+        f"{run['after'] - run['before']:+.3f} | {run['seconds']:.0f} |"
+        for run in result["runs"]
+    ]
+    head = ["| seed | held-out accuracy before | after | gain | seconds |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *rows, "", _source(result)])
+
+
+def quickstart_gain() -> str:
+    """The quickstart in one sentence."""
+    runs = _result("quickstart")["runs"]
+    before, after = ([run[key] for run in runs] for key in ("before", "after"))
+    minutes = sum(run["seconds"] for run in runs) / len(runs) / 60
+    return (
+        f"On {len(runs)} seeds the accuracy on held-out problems goes from {min(before):.2f}–"
+        f"{max(before):.2f} to {min(after):.2f}–{max(after):.2f}, in about {minutes:.0f} minutes "
+        "on one CPU core."
+    )
+
+
+def memory() -> str:
+    """Predicted peaks of the card recipe; measured ones where the benchmark has run."""
+    lines = ["| card | model | prompt + completion | predicted peak |", "|---|---|---|---|"]
+    estimated = _result("memory_estimated")
+    for row in estimated["rows"]:
+        lines.append(
+            f"| {row['card_gb']} GB | {row['shape']} | 512 + {row['max_completion_length']} | "
+            f"{row['predicted_gib']:.1f} GiB (estimated) |"
+        )
+    lines += ["", "`recipes/card.yaml`, critic and reference included. " + _source(estimated)]
+    if (RESULTS / "memory_cpu.json").is_file():
+        lines += ["", *_memory_on_cpu(_result("memory_cpu"))]
+    if (RESULTS / "memory_logits.json").is_file():
+        lines += ["", _memory_of_logits(_result("memory_logits"))]
+    return "\n".join(lines)
+
+
+def _memory_on_cpu(result: dict) -> list[str]:
+    """SmolLM2: peaks, how far the prediction is off, and what the critic costs."""
+    rows = {row["name"]: row for row in result["rows"]}
+    lines = [
+        "| SmolLM2-135M, LoRA r=8, CPU | peak resident | of it, above start | predicted | s/step |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        error = row["predicted_gib"] / row["above_start_gib"] - 1
+        lines.append(
+            f"| {row['name']} | {row['peak_gib']:.2f} GiB | {row['above_start_gib']:.2f} GiB | "
+            f"{row['predicted_gib']:.2f} GiB ({error:+.0%}) | {row['seconds']['median']:.1f} |"
+        )
+    costs = []
+    for bits in ("bf16", "4-bit"):
+        with_critic, without = (rows.get(f"{bits}, {c}") for c in ("shared critic", "no critic"))
+        if with_critic and without:
+            memory = with_critic["peak_gib"] / without["peak_gib"]
+            seconds = with_critic["seconds"]["median"] / without["seconds"]["median"]
+            costs.append(f"{bits}: {memory:.2f} × the memory, {seconds:.2f} × the time")
+    lines += ["", "32 completions of 96 tokens a step behind prompts of 50. The critic costs, in "]
+    lines[-1] += "; ".join(costs) + ". " + _source(result)
+    return lines
+
+
+def _memory_of_logits(result: dict) -> str:
+    largest = max(
+        (row for row in result["rows"] if row["whole_gib"] is not None),
+        key=lambda row: (row["tokens"], row["vocab_size"]),
+    )
+    same = [r for r in result["rows"] if r["vocab_size"] == largest["vocab_size"]]
+    least, most = min(r["chunked_gib"] for r in same), max(r["chunked_gib"] for r in same)
+    return (
+        f"Log-probs with their gradient over a vocabulary of {largest['vocab_size']:,}: from "
+        f"{same[0]['tokens']} to {same[-1]['tokens']} tokens the chunks take {least:.2f} to "
+        f"{most:.2f} GiB; whole logits of {largest['tokens']} tokens take "
+        f"{largest['whole_gib']:.2f}. {_source(result)}"
+    )
+
+
+def smollm2() -> str:
+    result = _result("smollm2")
+    return (
+        f"{result['steps']} steps of SmolLM2-135M (`recipes/smollm2.yaml`, 8 completions of up to "
+        "32 tokens a step, LoRA policy and critic on one base) took "
+        f"{result['seconds']:.0f} s, start included, and {result['peak_gib']:.1f} GiB of memory at "
+        f"the peak. {_source(result)}"
+    )
+
+
+MAIN = {
+    ("spo_nll",): "SPO",
+    ("path_nll",): "SPO, critic of features alone",
+    ("spo_p20",): "SPO without the likelihood term",
+    ("ppo",): "PPO mode (p = 1)",
+    ("reinforce",): "REINFORCE, no baseline",
+    ("grpo", "grpo_slow"): "GRPO mode",
+    ("trl_grpo", "trl_grpo_slow"): "TRL's GRPOTrainer",
+}
+"""Modes of benchmarks/learning.py; of several, the one that ends highest."""
+
+
+def main_comparison() -> str:
+    """Where each trainer ends, and on how many of GRPO mode's samples it comes to GRPO's end."""
+    result = _result("learning")
+    tasks = result["tasks"]
+    lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for modes, words in MAIN.items():
+        cells = []
+        for rows in tasks.values():
+            found = [row for row in rows if row["mode"] in modes]
+            best = max(found, key=lambda row: row["final_accuracy"], default=None)
+            cells.append("" if best is None else _accuracy_and_samples(best))
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(result)])
+
+
+SHOWN = ("SPO", "SPO, critic of features alone", "REINFORCE, no baseline", "GRPO mode")
+"""Rows of the README's table besides TRL's."""
+
+
+def results() -> str:
+    """The README's table: a few rows of `main_comparison`, without its notes."""
+    tasks = _result("learning")["tasks"]
+    lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for modes, words in MAIN.items():
+        if words not in (*SHOWN, "TRL's GRPOTrainer"):
+            continue
+        cells = []
+        for rows in tasks.values():
+            found = [row for row in rows if row["mode"] in modes]
+            best = max(found, key=lambda row: row["final_accuracy"], default=None)
+            ratio = "" if best is None else _shown(" ({:.2f} ×)", best["samples_ratio"])
+            cells.append("" if best is None else f"{best['final_accuracy']:.2f}{ratio}")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _accuracy_and_samples(row: dict) -> str:
+    notes = [_shown("{:.2f} ×", row["samples_ratio"]) or "–"]
+    if len(row["seeds"]) < 5:
+        notes.append(f"{len(row['seeds'])} seed{'s' * (len(row['seeds']) > 1)}")
+    return f"{_accuracy(row)} ({', '.join(notes)})"
+
+
+def _accuracy(row: dict) -> str:
+    return f"{row['final_accuracy']:.3f}" + _shown(" ± {:.3f}", row["final_standard_error"])
+
+
+def learning() -> str:
+    """Ways to assign credit, per task."""
+    result = _result("learning")
+    lines = []
+    for task, rows in result["tasks"].items():
+        lines += [
+            f"| {task} | seeds | final accuracy | Δ mean accuracy to GRPO mode (p) | samples to "
+            "GRPO mode's end | to ¾ of its gain | CPU seconds | accuracy when TRL's time is up | "
+            "EV |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in sorted(rows, key=lambda row: -row["final_accuracy"]):
+            lines.append(_learning_row(row))
+        lines.append("")
+    return "\n".join([*lines, _source(result)])
+
+
+CHOICES = {
+    "spo_value_mean": "`segment_value: mean`",
+    "spo_value_last": "`segment_value: last`",
+    "spo_token_level": "`advantage_level: token`",
+    "spo_lam90": "`lam: 0.9`",
+    "spo_lam95": "`lam: 0.95`",
+    "spo_lam100": "`lam: 1.0`",
+    "spo_normalized": "`normalize_advantages: true`",
+    "spo_no_features": "`value_features: none`",
+    "spo_8_generations": "`num_generations: 8`",
+}
+"""Modes of benchmarks/learning.py that change one thing of `spo_p20`."""
+
+
+def choices() -> str:
+    """What changing one thing of SPO does to its accuracy."""
+    tasks = _result("learning")["tasks"]
+    found = {
+        task: {row["mode"]: row["against_spo"] for row in rows if row["mode"] in CHOICES}
+        for task, rows in tasks.items()
+    }
+    columns = [task for task, of_task in found.items() if any(of_task.values())]
+    lines = [
+        f"| one thing changed | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+    ]
+    for mode, words in CHOICES.items():
+        tests = [found[task].get(mode) for task in columns]
+        cells = [f"{_difference(test)} ({test['seeds']})" if test else "" for test in tests]
+        if any(cells):
+            lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shown(form: str, value) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _difference(test: dict) -> str:
+    """Mean ± standard error, where there is one."""
+    return f"{test['mean']:+.3f}" + _shown(" ± {:.3f}", test["standard_error"])
+
+
+def _learning_row(row: dict) -> str:
+    against = row["against_grpo"]
+    compared = _difference(against) + _shown(" ({:.3f})", against["p"])
+    cells = (
+        row["mode"],
+        str(len(row["seeds"])),
+        _accuracy(row),
+        "–" if row["mode"] == row["baseline"] else compared,
+        _shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
+        _shown("{:.2f} ×", row["early_samples_ratio"]) or "not reached",
+        f"{row['cpu_seconds']:.0f}",
+        _shown("{:.3f}", row["at_trl_seconds"]) or "–",
+        _shown("{:.2f}", row["explained_variance"]) or "–",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def gradients() -> str:
+    """Signal to noise per mode, and the critic against Monte Carlo values."""
+    result = _result("gradients_chain_sum")
+    rows = {row["mode"]: row for row in result["rows"]}
+    lines = [
+        f"| gradient of {result['shape']['batch_size']} completions | signal to noise | "
+        "over GRPO's | cosine to the unbiased one | gain of an Adam step over GRPO's |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        ratio, gain = (row[key] / rows["grpo"][key] for key in ("signal_to_noise", "adam_gain"))
+        cosine = "–" if row["cosine"] is None else f"{row['cosine']:.2f}"
+        lines.append(
+            f"| {name} | {row['signal_to_noise']:.3f} | {ratio:.1f} × | {cosine} | {gain:.2f} × |"
+        )
+    values = result["values"]
+    lines += [
+        "",
+        f"At {values['states']} segment starts, against the mean reward of "
+        f"{values['continuations']} sampled continuations: the critic's values correlate "
+        f"{values['correlation']:.2f} (rms error {values['rms_error']:.2f}), the group means that "
+        f"GRPO subtracts {values['group_mean_correlation']:.2f} "
+        f"({values['group_mean_rms_error']:.2f}). {_source(result)}",
+    ]
+    return "\n".join(lines)
+
+
+def breakdowns() -> str:
+    """First mistakes with and without a KL penalty."""
+    result = _result("breakdowns")
+    runs = result["runs"]
+    heads = [f"β = {run['beta']}: wrong sum | lost its place" for run in runs]
+    lines = [f"| update | {' | '.join(heads)} |", "|---|" + "---|---|" * len(runs)]
+    for of_all in zip(*(run["mistakes"] for run in runs), strict=True):
+        shares = [count["shares"] for count in of_all]
+        cells = [f"{s.get(kind, 0.0):.1%}" for s in shares for kind in ("sum", "place")]
+        lines.append(f"| {of_all[0]['update']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(result)])
+
+
+def speed() -> str:
+    """A step against TRL's."""
+    result = _result("speed_smollm2")
+    summary, shape = result["summary"], result["shape"]
+    lines = [
+        f"| {shape['model']}, {shape['completions']} × {shape['length']} tokens | s/step | "
+        "generate | score | update | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {
+        "spo": "SPO, critic network",
+        "spo_path": "SPO, critic of features",
+        "grpo": "SPO without (GRPO mode)",
+        "trl": "TRL GRPOTrainer",
+    }
+    for key, name in names.items():
+        row = summary[key]
+        phases = " | ".join(f"{row['phases'][p]['median']:.1f}" for p in row["phases"])
+        lines.append(
+            f"| {name} | {row['seconds']['median']:.1f} | {phases} | "
+            f"{row['peak_gib']['median']:.1f} GiB |"
+        )
+    over_trl = {names[key]: summary[f"{key}_over_trl"] for key in ("spo", "spo_path")}
+    ratios = "; ".join(
+        f"{name} {_spread(ratio['seconds'])} of the time, {_spread(ratio['peak'])} of the memory"
+        for name, ratio in over_trl.items()
+    )
+    lines += ["", f"Over TRL, pair by pair (least, median, most): {ratios}. {_source(result)}"]
+    return "\n".join(lines)
+
+
+def _spread(values: dict) -> str:
+    return f"{values['min']:.2f}, {values['median']:.2f}, {values['max']:.2f} ×"
+
+
+def update() -> str:
+    """Micro-batches of similar length against padding, and against the hardware."""
+    result = _result("update")
+    flops = result["flops"]
+    return (
+        f"The policy's update alone, {result['settings']['completions']} completions of 1/6 to all "
+        f"of {result['settings']['max_completion_length']} tokens: "
+        f"{_spread(result['time_ratio']['wall'])} of the time of micro-batches padded to the "
+        f"longest of all (least, median, most), {result['memory_ratio']:.2f} × the memory. Its "
+        f"matrix products come at {flops['update_gflops_per_second']['median']:.0f} GFLOP/s, a "
+        f"plain 2048 × 2048 one at {flops['product_gflops_per_second']['median']:.0f}: "
+        f"{flops['fraction']['median']:.0%} of what the hardware gives. {_source(result)}"
+    )
+
+
+def scaling() -> str:
+    """Seconds of a step along each curve."""
+    result = _result("scaling")
+    shape = result["shape"]
+    lines = [
+        f"A step with a critic, {shape['layers']} layers of random weights; otherwise "
+        f"{shape['completions']} completions of {shape['length']} tokens and a vocabulary of "
+        f"{shape['vocabulary']:,}.",
+        "",
+        "| | seconds at each size | exponent (1 is linear) |",
+        "|---|---|---|",
+    ]
+    for name, found in result["curves"].items():
+        points = ", ".join(f"{p[name]:,}: {p['seconds']['median']:.1f}" for p in found["points"])
+        lines.append(f"| {name} | {points} | {found['exponent']:.2f} |")
+    credit = result["credit"]
+    lines += [
+        "",
+        f"Boundaries, GAE, returns and normalisation of {credit['completions']} × "
+        f"{credit['length']} tokens take {credit['phases']['credit']['median']:.2f} s: "
+        f"{result['credit_share']:.2%} of a step of a model of one layer. {_source(result)}",
+    ]
+    return "\n".join(lines)
+
+
+def _result(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _source(result: dict) -> str:
+    machine = result["machine"]
+    return (
+        f"<sub>`{result['command']}`, commit {result['commit']}, torch "
+        f"{result['versions']['torch']}, {machine['cores']} cores</sub>"
+    )
+
+
+BLOCKS = (
+    quickstart_gain,
+    quickstart,
+    memory,
+    smollm2,
+    results,
+    main_comparison,
+    gradients,
+    learning,
+    choices,
+    breakdowns,
+    speed,
+    update,
+    scaling,
+)
