@@ -136,8 +136,8 @@ def main(argv: list[str]) -> None:
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
-    from spo.reporting import closing_words
-    from spo.rewards import RewardError
+    from spo.rewards.functions import RewardError
+    from spo.run.reporter import closing_words
 
     trainer.run_details |= {
         "dataset": script_args.dataset_name,
@@ -150,7 +150,9 @@ def main(argv: list[str]) -> None:
         if error.__cause__ is not None:  # the traceback of the person's own code
             raise
         parser.error(str(error))
-    trainer.reporter.print(closing_words(trainer))
+    reporter = trainer.run.reporter
+    has_network = trainer.critic.network is not None
+    reporter.print(closing_words(trainer.output_dir, reporter.evaluations, has_network))
 
 
 def _check_required(model_args: ModelArguments, script_args: ScriptArguments) -> None:
@@ -172,8 +174,8 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     import torch
 
     from spo import SPOTrainer
-    from spo.checkpoints import find_checkpoint, refuse_another_run
-    from spo.loading import quantization_config
+    from spo.networks.loading import quantization_config
+    from spo.run.folder import find_checkpoint, refuse_another_run
 
     if args.output_dir and not (args.resume_from_checkpoint or args.overwrite_output_dir):
         refuse_another_run(Path(args.output_dir))
@@ -202,7 +204,7 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
 def peft_config_of(model_args: ModelArguments):
     """The LoRA settings the flags describe; None without --use_peft, and for a model that is an
     adapter already."""
-    from spo.loading import is_adapter, lora_config
+    from spo.networks.loading import is_adapter, lora_config
 
     if not model_args.use_peft or is_adapter(_resolve(model_args.model_name_or_path)):
         return None
@@ -218,7 +220,7 @@ def peft_config_of(model_args: ModelArguments):
 
 def estimate(model_args: ModelArguments, args: SPOConfig):
     """The memory the run would need."""
-    from spo.memory import estimate_run
+    from spo.networks.memory import estimate_run
 
     return estimate_run(
         _resolve(model_args.model_name_or_path),
@@ -232,7 +234,7 @@ def estimate(model_args: ModelArguments, args: SPOConfig):
 
 def check_card(model_args: ModelArguments, args: SPOConfig, card_bytes: int) -> None:
     """Stop before weights are loaded where the plan is beyond the card."""
-    from spo.memory import UnpredictableModelError
+    from spo.networks.memory import UnpredictableModelError
 
     try:
         plan = estimate(model_args, args)
@@ -244,14 +246,14 @@ def check_card(model_args: ModelArguments, args: SPOConfig, card_bytes: int) -> 
 
 def load_data(script_args: ScriptArguments):
     """Training and evaluation data; those of reasoning_gym share no problem."""
-    from spo.data import load_dataset_by_name, load_reasoning_gym_splits
+    from spo.data import load_dataset_by_name
+    from spo.problems import PREFIX, load_reasoning_gym_splits
 
     name, options = script_args.dataset_name, dict(script_args.dataset_kwargs)
-    if name.startswith("reasoning_gym/"):
-        task = name.removeprefix("reasoning_gym/")
+    if name.startswith(PREFIX):
         if script_args.eval_size == 0:
             return load_dataset_by_name(name, options=options), None
-        return load_reasoning_gym_splits(task, options, script_args.eval_size)
+        return load_reasoning_gym_splits(name, options, script_args.eval_size)
     load = {"config": script_args.dataset_config, "options": options}
     train = load_dataset_by_name(name, split=script_args.dataset_train_split, **load)
     if script_args.dataset_test_split is None:

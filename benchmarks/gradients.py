@@ -30,7 +30,7 @@ from learning_tasks import MODES, TASKS
 
 from spo import SPOConfig, SPOTrainer
 from spo.advantages import assign_credit
-from spo.features import PathValue
+from spo.values.path import PathValue
 from spo.generation import Sampling, completion_texts, eos_token_ids, sample, uniforms
 from spo.losses import token_weights
 from spo.metrics import explained_variance

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from inspector_browser import Server, Visit, serve
 from inspector_fixtures import make_rollouts, write_run
 
+from spo.advantages import assign_credit
 from spo.config import SPOConfig
 from spo.rollouts import save_rollouts
 
@@ -78,7 +79,8 @@ def write_runs(root: Path) -> None:
     write_run(root / "groups", steps=(1,), prompts=8, generations=8, lengths=(2048, 2048))
     config = SPOConfig(num_generations=8)
     rollouts = make_rollouts(np.random.default_rng(0), 1, 8, 8, (64, 128))
-    first = save_rollouts(rollouts, root / "long/rollouts/step-000001.parquet", config=config)
+    credit = assign_credit(rollouts, config)
+    first = save_rollouts(rollouts, root / "long/rollouts/step-000001.parquet", credit, config)
     for step in range(2, 1001):
         (first.parent / f"step-{step:06d}.parquet").write_bytes(first.read_bytes())
 

@@ -71,7 +71,7 @@ def problems(task: Task, settings: dict[str, Any]):
 
 def adapter(task: Task):
     """The LoRA configuration of the task, None where all weights are trained."""
-    from spo.loading import lora_config
+    from spo.networks.loading import lora_config
 
     return lora_config(task.lora_r, 2 * task.lora_r) if task.lora_r else None
 
@@ -126,8 +126,8 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
     from trl import GRPOConfig, GRPOTrainer
 
     from spo.data import PromptBatches
-    from spo.loading import load_policy, load_tokenizer
-    from spo.verifiers import reasoning_gym_reward
+    from spo.networks.loading import load_policy, load_tokenizer
+    from spo.rewards.verifiers import reasoning_gym_reward
 
     train, held_out = problems(task, settings)
     batches = PromptBatches(
@@ -208,7 +208,7 @@ def sampled_solutions(model, tokenizer, held_out, settings: dict[str, Any]):
 
 
 def sampled_accuracy(model, tokenizer, held_out, settings: dict[str, Any]) -> float:
-    from spo.verifiers import reasoning_gym_reward
+    from spo.rewards.verifiers import reasoning_gym_reward
 
     prepared, texts = sampled_solutions(model, tokenizer, held_out, settings)
     columns = {name: prepared[name] for name in ("entry", "task", "task_options")}

@@ -30,8 +30,8 @@ from tiny import byte_tokenizer  # noqa: E402
 import train_spo  # noqa: E402
 from spo import SPOConfig, SPOTrainer  # noqa: E402
 from spo.cli import Parser  # noqa: E402
-from spo.loading import lora_config  # noqa: E402
-from spo.memory import CARD_RESERVE, estimate_memory  # noqa: E402
+from spo.networks.loading import lora_config  # noqa: E402
+from spo.networks.memory import CARD_RESERVE, estimate_memory  # noqa: E402
 from spo.scoring import token_logprobs  # noqa: E402
 
 QWEN2 = {"model_type": "qwen2", "max_position_embeddings": 4096, "use_cache": True}
@@ -251,7 +251,7 @@ def run_smollm2(path: str, variant: str, steps: int) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     from datasets import Dataset
 
-    from spo.loading import load_policy, load_tokenizer, quantization_config
+    from spo.networks.loading import load_policy, load_tokenizer, quantization_config
 
     bits, critic = VARIANTS[variant]
     tokenizer = load_tokenizer(path)

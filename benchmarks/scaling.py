@@ -26,7 +26,7 @@ from datasets import Dataset
 from speed import train_spo
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spo.loading import load_tokenizer
+from spo.networks.loading import load_tokenizer
 
 BASE = {"length": 256, "completions": 16, "vocabulary": 8192, "layers": 6}
 CURVES = {

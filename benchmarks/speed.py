@@ -58,7 +58,7 @@ def model_and_prompts(options: argparse.Namespace):
     import torch
     from datasets import Dataset
 
-    from spo.loading import load_policy, load_tokenizer
+    from spo.networks.loading import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
     model = load_policy(options.model, dtype=torch.float32 if options.full else torch.bfloat16)
@@ -91,7 +91,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def adapter(options: argparse.Namespace):
-    from spo.loading import lora_config
+    from spo.networks.loading import lora_config
 
     return None if options.full else lora_config(8, 16)
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from spo.loading import lora_config
+from spo.networks.loading import lora_config
 from spo.losses import policy_loss, token_weights
 from spo.models import Network, build_policy, leave_inputs_in_16_bits
 from spo.scoring import TokenRows, hidden_states, token_logprobs

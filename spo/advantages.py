@@ -1,4 +1,4 @@
-"""Rewards, values and segments -> advantages and returns. Pure numpy, the global rollout batch.
+"""Rewards, values, segments -> advantages and returns. Pure numpy, the global rollout batch.
 
 `assign_credit` composes the pieces. The trainer and the inspector both call it, so what the
 inspector shows is what training used.
@@ -7,22 +7,15 @@ Axes: B completions (prompt-major, groups of `num_generations`), T completion to
 `token_values[b, t]` is V(s_t), the value *before* token t.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from spo.segments import (
-    entropy_cut,
-    find_boundaries,
-    segment_ids_from_boundaries,
-    segment_starts,
-)
-
-if TYPE_CHECKING:
-    from spo.config import SPOConfig
-    from spo.rollouts import Rollouts
+from spo.config import SPOConfig
+from spo.kl import kl_k1
+from spo.rollouts import Credit, Rollouts
+from spo.segments import entropy_threshold, segment, segment_starts
 
 MIN_STD = 1e-6
 """Advantages with a smaller spread than this are left as they are: dividing would scale noise."""
@@ -178,50 +171,39 @@ def normalize(
     return np.where(mask, (token_advantages - chosen.mean()) / chosen.std(), 0.0)
 
 
-@dataclass(frozen=True)
-class Credit:
-    """What `assign_credit` decides, completion-aligned (B, T).
-
-    Attributes:
-        segment_ids: int64, −1 on padding.
-        token_advantages: float32, 0 outside the loss.
-        token_returns: float32 targets of the critic, None without one.
-        entropy_threshold: the lowest entropy (nats) that started a segment, None if none did.
-    """
-
-    segment_ids: Int[np.ndarray, "B T"]
-    token_advantages: Float[np.ndarray, "B T"]
-    token_returns: Float[np.ndarray, "B T"] | None
-    entropy_threshold: float | None = None
-
-
-def rewards_in_loss(rollouts: "Rollouts", config: "SPOConfig") -> Float[np.ndarray, "B T"]:
-    """What credit is made of: 0 outside the loss, less the KL penalty where `kl_in_reward`."""
-    mask = rollouts.loss_mask(config.mask_truncated_completions)
+def rewards_in_loss(rollouts: Rollouts, config: SPOConfig) -> Float[np.ndarray, "B T"]:
+    """What credit is made of: 0 in rows outside the loss, less the KL penalty of each action where
+    `kl_in_reward`."""
     rewards = rollouts.token_rewards
     if config.kl_in_reward:
-        k1 = rollouts.token_logprobs_old - rollouts.token_logprobs_ref
-        rewards = rewards - config.beta * k1
-    return np.where(mask, rewards, 0.0)
+        k1 = kl_k1(rollouts.token_logprobs_old, rollouts.token_logprobs_ref)
+        rewards = rewards - config.beta * np.where(rollouts.actions, k1, 0.0)
+    keep = rollouts.rows_in_loss(config.mask_truncated_completions)
+    return np.where(rollouts.completion_mask & keep[:, None], rewards, 0.0)
 
 
-def monte_carlo_returns(rollouts: "Rollouts", config: "SPOConfig") -> Float[np.ndarray, "B T"]:
+def monte_carlo_returns(rollouts: Rollouts, config: SPOConfig) -> Float[np.ndarray, "B T"]:
     """Σ_{k ≥ t} r_k: the critic's targets where γ = λ_critic = 1, whatever its values are."""
     rewards = rewards_in_loss(rollouts, config)  # 0 from a row's end on: so are their sums
     to_go = np.cumsum(rewards[:, ::-1], axis=1, dtype=np.float64)[:, ::-1]
     return to_go.astype(np.float32)
 
 
-def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
-    """Cut the rollouts into segments and give every token its advantage and return.
+def assign_credit(
+    rollouts: Rollouts, config: SPOConfig, segment_ids: Int[np.ndarray, "B T"] | None = None
+) -> Credit:
+    """Give every token its advantage and its return.
 
-    Rows outside the loss (unscorable, or truncated under `mask_truncated_completions`) keep one
-    segment and advantage 0, and enter neither the entropy ranking nor any statistic.
+    Rows outside the loss (unscorable, or truncated under `mask_truncated_completions`) have
+    advantage 0 and enter no statistic.
+
+    Args:
+        rollouts: with `token_values`, or without a critic None: group-relative advantages.
+        segment_ids: None: as `spo.segments.segment` cuts.
     """
     mask = rollouts.loss_mask(config.mask_truncated_completions)
-    boundaries = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
-    segment_ids = segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
-
+    if segment_ids is None:
+        segment_ids = segment(rollouts, config)
     token_rewards = rewards_in_loss(rollouts, config)
 
     if rollouts.token_values is None:
@@ -231,26 +213,31 @@ def assign_credit(rollouts: "Rollouts", config: "SPOConfig") -> Credit:
         )
         token_advantages, token_returns = np.where(mask, per_row[:, None], 0.0), None
     else:
-        values = rollouts.token_values
-        token_advantages = segment_gae(
-            token_rewards,
-            values,
-            segment_ids,
-            config.gamma,
-            config.lam,
-            config.advantage_level,
-            config.segment_value,
+        token_advantages, token_returns = _critic_credit(
+            token_rewards, rollouts.token_values, segment_ids, mask, config
         )
-        targets = segment_gae(
-            token_rewards, values, segment_ids, config.gamma, config.lam_critic, level="token"
-        )
-        token_returns = np.where(mask, targets + values, 0.0).astype(np.float32)
-        token_advantages = np.where(mask, token_advantages, 0.0)
-        if config.normalize_advantages:
-            token_advantages = normalize(token_advantages, mask)
-    return Credit(
+    threshold = None
+    if config.segmentation == "entropy":
+        threshold = entropy_threshold(rollouts.token_entropies, mask, config.entropy_percentile)
+    return Credit(segment_ids, token_advantages.astype(np.float32), token_returns, threshold)
+
+
+def _critic_credit(token_rewards, token_values, segment_ids, mask, config: SPOConfig):
+    """Advantages and returns of the masked tokens, (B, T) each, from a critic's values."""
+    token_advantages = segment_gae(
+        token_rewards,
+        token_values,
         segment_ids,
-        token_advantages.astype(np.float32),
-        token_returns,
-        entropy_cut(rollouts.token_entropies, boundaries),
+        config.gamma,
+        config.lam,
+        config.advantage_level,
+        config.segment_value,
     )
+    targets = segment_gae(
+        token_rewards, token_values, segment_ids, config.gamma, config.lam_critic, level="token"
+    )
+    token_returns = np.where(mask, targets + token_values, 0.0).astype(np.float32)
+    token_advantages = np.where(mask, token_advantages, 0.0)
+    if config.normalize_advantages:
+        token_advantages = normalize(token_advantages, mask)
+    return token_advantages, token_returns

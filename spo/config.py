@@ -11,11 +11,12 @@ import dataclasses
 import json
 import math
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spo.options import check_types, option
+from spo.options import check_bounds, check_types, option
 
 CREDIT = "credit assignment"
 CRITIC = "critic"
@@ -25,46 +26,6 @@ BATCH = "batches and steps"
 OPTIM = "optimisation"
 OUTPUT = "output"
 
-FRACTIONS = ("entropy_percentile", "gamma", "lam", "lam_critic", "value_layers")
-AT_LEAST_ONE = (
-    "num_generations",
-    "max_completion_length",
-    "num_iterations",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "per_device_eval_batch_size",
-    "logits_chunk_size",
-    "logging_steps",
-    "log_completions_steps",
-    "num_completions_to_print",
-    "value_lora_r",
-    "max_prompt_length",
-    "per_device_generation_batch_size",
-    "steps_per_generation",
-    "generation_batch_size",
-    "max_tokens_per_micro_batch",
-    "save_total_limit",
-)
-NOT_NEGATIVE = (
-    "beta",
-    "positive_nll_coef",
-    "vf_coef",
-    "epsilon",
-    "max_grad_norm",
-    "value_max_grad_norm",
-    "value_warmup_steps",
-    "top_k",
-    "learning_rate",
-    "warmup_steps",
-    "weight_decay",
-    "save_steps",
-    "save_rollouts_steps",
-    "eval_steps",
-    "eval_temperature",
-    "value_learning_rate",
-    "cliprange_value",
-    "epsilon_high",
-)
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
 
@@ -82,11 +43,31 @@ class SPOConfig:
         "Fraction of completion tokens, the highest-entropy ones of the whole rollout batch, that "
         "start a new segment. 0 = one segment per completion (GRPO-like), 1 = every token (PPO).",
         CREDIT,
+        low=0,
+        high=1,
+    )
+    segmentation: Literal["entropy", "probability", "fixed", "delimiter", "turn"] = option(
+        "entropy",
+        "Where a segment starts: at the highest-entropy tokens, at the least likely sampled ones "
+        "(probability; both by entropy_percentile), every segment_length tokens (fixed), behind "
+        "segment_delimiter, or where the policy speaks again after a tool (turn).",
+        CREDIT,
+    )
+    segment_length: int = option(
+        32, "Tokens in a segment under segmentation='fixed'.", CREDIT, low=1
+    )
+    segment_delimiter: str = option(
+        r"\n",
+        "Regular expression behind whose matches in the text a segment starts, under "
+        "segmentation='delimiter'; the default is a line break.",
+        CREDIT,
     )
     gamma: float = option(
-        1.0, "Discount factor, applied once per segment, not once per token.", CREDIT
+        1.0, "Discount factor, applied once per segment, not once per token.", CREDIT, low=0, high=1
     )
-    lam: float = option(0.95, "GAE lambda of the policy's advantages, per segment.", CREDIT)
+    lam: float = option(
+        0.95, "GAE lambda of the policy's advantages, per segment.", CREDIT, low=0, high=1
+    )
     normalize_advantages: bool = option(
         True,
         "Shift and scale the critic's advantages to mean 0, std 1 over all tokens of the rollout "
@@ -125,13 +106,15 @@ class SPOConfig:
     value_use_peft: bool = option(
         False, "Train a LoRA adapter of a critic that value_model_path names by path or id.", CRITIC
     )
-    value_lora_r: int = option(16, "Rank of the critic's own adapter.", CRITIC)
+    value_lora_r: int = option(16, "Rank of the critic's own adapter.", CRITIC, low=1)
     value_lora_alpha: int = option(32, "Scale of the critic's own adapter.", CRITIC)
     value_layers: float = option(
         0.5,
         "Fraction of the layers, the last ones, that carry the adapter of a critic on the policy's "
         "base; the frozen ones below need no backward pass. 1 = all.",
         CRITIC,
+        low=0,
+        high=1,
     )
     value_load_in_4bit: bool = option(
         False, "4-bit base weights (NF4) of such a critic; needs value_use_peft.", CRITIC
@@ -139,18 +122,29 @@ class SPOConfig:
     value_load_in_8bit: bool = option(
         False, "8-bit base weights of such a critic; needs value_use_peft.", CRITIC
     )
-    vf_coef: float = option(0.1, "Factor of the value loss in the critic's gradient.", CRITIC)
+    vf_coef: float = option(
+        0.1, "Factor of the value loss in the critic's gradient.", CRITIC, low=0
+    )
     value_learning_rate: float | None = option(
-        None, "Peak learning rate of the critic; None: the policy's.", CRITIC
+        None, "Peak learning rate of the critic; None: the policy's.", CRITIC, low=0
     )
     value_max_grad_norm: float = option(
-        1.0, "Gradient clip of the critic, separate from the policy's; 0 disables it.", CRITIC
+        1.0,
+        "Gradient clip of the critic, separate from the policy's; 0 disables it.",
+        CRITIC,
+        low=0,
     )
     value_warmup_steps: int = option(
-        0, "First steps that update the critic only, so that the policy meets a fitted one.", CRITIC
+        0,
+        "First steps that update the critic only, so that the policy meets a fitted one.",
+        CRITIC,
+        low=0,
     )
     cliprange_value: float | None = option(
-        None, "Clip range of the value around its rollout value (PPO); None: not clipped.", CRITIC
+        None,
+        "Clip range of the value around its rollout value (PPO); None: not clipped.",
+        CRITIC,
+        low=0,
     )
     value_features: Literal["auto", "none", "surprisal"] = option(
         "auto",
@@ -161,12 +155,16 @@ class SPOConfig:
         CRITIC,
     )
     lam_critic: float = option(
-        1.0, "GAE lambda of the critic's targets; 1 = Monte Carlo returns (VC-PPO).", CRITIC
+        1.0,
+        "GAE lambda of the critic's targets; 1 = Monte Carlo returns (VC-PPO).",
+        CRITIC,
+        low=0,
+        high=1,
     )
 
     # --- policy loss -------------------------------------------------------------------------
     beta: float = option(
-        0.0, "Factor of the KL penalty to the reference model; 0: none is loaded.", LOSS
+        0.0, "Factor of the KL penalty to the reference model; 0: none is loaded.", LOSS, low=0
     )
     kl_in_reward: bool = option(
         False,
@@ -179,15 +177,21 @@ class SPOConfig:
         "weighted by its reward (VAPO). Around 0.5 it steadies small batches at a high learning "
         "rate; it also sharpens the policy.",
         LOSS,
+        low=0,
     )
-    epsilon: float = option(0.2, "Lower (and, by default, upper) clip range of the ratio.", LOSS)
+    epsilon: float = option(
+        0.2, "Lower (and, by default, upper) clip range of the ratio.", LOSS, low=0
+    )
     epsilon_high: float | None = option(
-        None, "Upper clip range; None: the same as epsilon. DAPO recommends 0.28.", LOSS
+        None, "Upper clip range; None: the same as epsilon. DAPO recommends 0.28.", LOSS, low=0
     )
     delta: float | None = option(
-        None, "Upper bound of the ratio itself (two-sided clipping); must exceed 1 + epsilon.", LOSS
+        None,
+        "Upper bound of the ratio itself (two-sided clipping); must exceed 1 + epsilon.",
+        LOSS,
+        low=0,
     )
-    num_iterations: int = option(1, "Passes over each rollout batch (the μ of GRPO).", LOSS)
+    num_iterations: int = option(1, "Passes over each rollout batch (the μ of GRPO).", LOSS, low=1)
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = option(
         "dapo",
         "How token losses become one number: 'dapo' mean over the tokens of the update, 'grpo' "
@@ -209,21 +213,24 @@ class SPOConfig:
     )
 
     # --- rollouts ----------------------------------------------------------------------------
-    num_generations: int = option(8, "Completions per prompt.", ROLLOUT)
+    num_generations: int = option(8, "Completions per prompt.", ROLLOUT, low=1)
     max_prompt_length: int | None = option(
-        None, "Longest prompt in tokens; None: no limit. See overlong_prompts.", ROLLOUT
+        None, "Longest prompt in tokens; None: no limit. See overlong_prompts.", ROLLOUT, low=1
     )
     overlong_prompts: Literal["drop", "truncate_left"] = option(
         "drop", "What happens to prompts over max_prompt_length; the number is printed.", ROLLOUT
     )
-    max_completion_length: int = option(256, "Longest completion in tokens.", ROLLOUT)
+    max_completion_length: int = option(256, "Longest completion in tokens.", ROLLOUT, low=1)
     temperature: float = option(
-        1.0, "Sampling temperature; log-probs and entropies are taken at it, too.", ROLLOUT
+        1.0, "Sampling temperature; log-probs and entropies are taken at it, too.", ROLLOUT, low=0
     )
-    top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT)
-    top_k: int = option(0, "Sample among the k most likely tokens; 0 disables it.", ROLLOUT)
+    top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT, low=0, high=1)
+    top_k: int = option(0, "Sample among the k most likely tokens; 0 disables it.", ROLLOUT, low=0)
     per_device_generation_batch_size: int | None = option(
-        None, "Completions sampled at a time per process; None: all of the rollout batch.", ROLLOUT
+        None,
+        "Completions sampled at a time per process; None: all of the rollout batch.",
+        ROLLOUT,
+        low=1,
     )
     rollout_logprobs: Literal["sampling", "scoring"] = option(
         "sampling",
@@ -231,7 +238,7 @@ class SPOConfig:
         "a second forward pass with the update's own arithmetic.",
         ROLLOUT,
     )
-    fold_adapter: bool = option(
+    merge_adapter: bool = option(
         True,
         "While sampling, add the LoRA adapter to a copy of the weights it changes, unless they are "
         "quantised: faster, and that copy is the price in memory.",
@@ -248,28 +255,31 @@ class SPOConfig:
 
     # --- batches and steps -------------------------------------------------------------------
     per_device_train_batch_size: int = option(
-        8, "Completions per process in one forward/backward of the update.", BATCH
+        8, "Completions per process in one forward/backward of the update.", BATCH, low=1
     )
     gradient_accumulation_steps: int = option(
-        1, "Forward/backwards per process in one optimizer update.", BATCH
+        1, "Forward/backwards per process in one optimizer update.", BATCH, low=1
     )
     steps_per_generation: int | None = option(
         None,
         "Forward/backwards per process that one rollout batch feeds; None: "
         "gradient_accumulation_steps, or as generation_batch_size implies.",
         BATCH,
+        low=1,
     )
     generation_batch_size: int | None = option(
         None,
         "Completions in one rollout batch over all processes; None: per_device_train_batch_size × "
         "processes × steps_per_generation.",
         BATCH,
+        low=1,
     )
     max_tokens_per_micro_batch: int | None = option(
         None,
         "Padded tokens (prompt and completion) in one forward/backward, instead of a number of "
         "rows; the mathematics do not change.",
         BATCH,
+        low=1,
     )
     max_steps: int = option(
         -1,
@@ -277,15 +287,17 @@ class SPOConfig:
         "With num_iterations=1 and the default steps_per_generation this is TRL's optimizer step.",
         BATCH,
     )
-    num_train_epochs: float = option(1.0, "Passes over the prompts when max_steps is -1.", BATCH)
+    num_train_epochs: float = option(
+        1.0, "Passes over the prompts when max_steps is -1.", BATCH, low=0
+    )
     shuffle_dataset: bool = option(True, "Shuffle the prompts anew in every epoch.", BATCH)
     per_device_eval_batch_size: int = option(
-        64, "Completions sampled at a time per process in evaluation.", BATCH
+        64, "Completions sampled at a time per process in evaluation.", BATCH, low=1
     )
     seed: int = option(42, "Seed of data order, sampling and adapter initialisation.", BATCH)
 
     # --- optimisation ------------------------------------------------------------------------
-    learning_rate: float = option(1e-6, "Peak learning rate of the policy.", OPTIM)
+    learning_rate: float = option(1e-6, "Peak learning rate of the policy.", OPTIM, low=0)
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -301,7 +313,10 @@ class SPOConfig:
         OPTIM,
     )
     warmup_steps: float = option(
-        0, "Optimizer updates of linear warm-up; below 1 it is a fraction of all updates.", OPTIM
+        0,
+        "Optimizer updates of linear warm-up; below 1 it is a fraction of all updates.",
+        OPTIM,
+        low=0,
     )
     optim: Literal[
         "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"
@@ -310,18 +325,18 @@ class SPOConfig:
         "adamw_torch, adamw_torch_fused, adamw_8bit, paged_adamw_8bit or adafactor.",
         OPTIM,
     )
-    weight_decay: float = option(0.0, "Decoupled weight decay.", OPTIM)
-    adam_beta1: float = option(0.9, "Adam's first-moment decay.", OPTIM)
-    adam_beta2: float = option(0.999, "Adam's second-moment decay.", OPTIM)
-    adam_epsilon: float = option(1e-8, "Adam's denominator constant.", OPTIM)
-    max_grad_norm: float = option(1.0, "Gradient clip of the policy; 0 disables it.", OPTIM)
+    weight_decay: float = option(0.0, "Decoupled weight decay.", OPTIM, low=0)
+    adam_beta1: float = option(0.9, "Adam's first-moment decay.", OPTIM, low=0, high=1)
+    adam_beta2: float = option(0.999, "Adam's second-moment decay.", OPTIM, low=0, high=1)
+    adam_epsilon: float = option(1e-8, "Adam's denominator constant.", OPTIM, low=0)
+    max_grad_norm: float = option(1.0, "Gradient clip of the policy; 0 disables it.", OPTIM, low=0)
     bf16: bool = option(False, "bfloat16 autocast.", OPTIM)
     fp16: bool = option(False, "float16 autocast with loss scaling (CUDA only).", OPTIM)
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass to save memory.", OPTIM
     )
     logits_chunk_size: int = option(
-        256, "Tokens whose full-vocabulary logits exist at one time.", OPTIM
+        256, "Tokens whose full-vocabulary logits exist at one time.", OPTIM, low=1
     )
     model_init_kwargs: dict[str, Any] | None = option(
         None, "Further arguments of from_pretrained for a policy given by name.", OPTIM
@@ -338,23 +353,29 @@ class SPOConfig:
     resume_from_checkpoint: str | None = option(
         None, "'latest' or a checkpoint folder: continue exactly where it stopped.", OUTPUT
     )
-    logging_steps: int = option(1, "Steps between two lines of metrics.", OUTPUT)
+    logging_steps: int = option(1, "Steps between two lines of metrics.", OUTPUT, low=1)
     save_steps: int = option(
-        0, "Steps between two checkpoints; 0: none. The model is saved at the end anyway.", OUTPUT
+        0,
+        "Steps between two checkpoints; 0: none. The model is saved at the end anyway.",
+        OUTPUT,
+        low=0,
     )
-    save_total_limit: int | None = option(None, "Checkpoints kept; None: all.", OUTPUT)
+    save_total_limit: int | None = option(None, "Checkpoints kept; None: all.", OUTPUT, low=1)
     save_rollouts_steps: int = option(
-        1, "Steps between two saved rollout files; 0: none are saved.", OUTPUT
+        1, "Steps between two saved rollout files; 0: none are saved.", OUTPUT, low=0
     )
     eval_steps: int = option(
-        0, "Steps between two evaluations; 0: only before the first and after the last.", OUTPUT
+        0,
+        "Steps between two evaluations; 0: only before the first and after the last.",
+        OUTPUT,
+        low=0,
     )
     eval_temperature: float = option(
-        0.0, "Temperature of evaluation; 0: the most likely token.", OUTPUT
+        0.0, "Temperature of evaluation; 0: the most likely token.", OUTPUT, low=0
     )
     log_completions: bool = option(True, "Print sampled completions with their rewards.", OUTPUT)
-    log_completions_steps: int = option(10, "Steps between two such tables.", OUTPUT)
-    num_completions_to_print: int = option(3, "Completions in such a table.", OUTPUT)
+    log_completions_steps: int = option(10, "Steps between two such tables.", OUTPUT, low=1)
+    num_completions_to_print: int = option(3, "Completions in such a table.", OUTPUT, low=1)
     report_to: str = option(
         "none", "Tracker through Accelerate: tensorboard, wandb, trackio or none.", OUTPUT
     )
@@ -408,6 +429,10 @@ class SPOConfig:
             return has_value_network
         return self.use_value_network and self.value_features == "surprisal"
 
+    def wants_critic(self, has_value_network: bool) -> bool:
+        """Advantages come from values, not from the group."""
+        return has_value_network or self.wants_path_value(has_value_network)
+
     def rollout_batch_size(self, num_processes: int = 1) -> int:
         """Completions in one rollout batch over all processes."""
         if self.generation_batch_size is not None:
@@ -442,21 +467,19 @@ class SPOConfig:
         self._check_combinations()
 
     def _check_ranges(self):
-        for name in FRACTIONS:
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        check_bounds(self)
         if self.value_layers == 0:
             raise ValueError("value_layers=0 leaves the critic no layer to learn in.")
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1].")
+        if self.temperature == 0:
+            raise ValueError("temperature=0 must be above 0; for evaluation set eval_temperature.")
+        if self.top_p == 0:
+            raise ValueError("top_p=0 leaves no token to sample; 1 disables nucleus sampling.")
+        try:
+            re.compile(self.segment_delimiter)
+        except re.error as error:
+            raise ValueError(
+                f"segment_delimiter={self.segment_delimiter!r} is no regular expression: {error}."
+            ) from None
 
     def _check_combinations(self):
         if self.bf16 and self.fp16:

@@ -1,30 +1,24 @@
-"""A dataset name or object → prompts, tokenised once, and the order in which steps use them.
+"""A dataset name or object → prompts, tokenised once.
 
 Input: a hub name, a local file or folder, `reasoning_gym/<task>`, or a `datasets.Dataset`.
-Output: `PreparedPrompts`, the same rows with `prompt_text` and `prompt_ids`, and `PromptBatches`,
-which maps a step number to rows.
+Output: `PreparedPrompts`, the same rows with `prompt_text` and `prompt_ids`.
 """
 
-import dataclasses
-import difflib
-import itertools
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
 
-from spo import __version__
+from spo import __version__, problems
+from spo.config import SPOConfig
+from spo.options import nearest_hint
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-REASONING_GYM_PREFIX = "reasoning_gym/"
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-HELD_OUT_SEED_OFFSET = 2**30
-"""Problem i of a task is drawn from seed + i alone, so a held-out seed must lie far away."""
 
 
 # --- name → dataset -------------------------------------------------------------------------------
@@ -44,12 +38,10 @@ def load_dataset_by_name(
     Raises:
         ValueError: nothing can be loaded; one sentence says why.
     """
-    if name.startswith(REASONING_GYM_PREFIX):
+    if name.startswith(problems.PREFIX):
         if config is not None or split != "train":
             raise ValueError(f"{name} has neither configurations nor splits, only task options.")
-        task = name.removeprefix(REASONING_GYM_PREFIX)
-        options = {**(options or {}), "seed": (options or {}).get("seed") or 0}
-        return _problems_to_dataset(task, options, list(create_reasoning_gym_task(task, options)))
+        return problems.load_problems(name.removeprefix(problems.PREFIX), options)
     return _load_files_or_hub(name, config, split, options or {})
 
 
@@ -89,111 +81,6 @@ def _require_dataset(dataset: Any) -> None:
         f"Prompts must come as a datasets.Dataset, not {type(dataset).__name__}: pick one split of "
         "a DatasetDict, load without streaming, or build one with Dataset.from_list."
     )
-
-
-# --- reasoning-gym --------------------------------------------------------------------------------
-
-
-def create_reasoning_gym_task(task: str, options: dict):
-    """The library's own problem generator and verifier for `task`."""
-    from reasoning_gym.composite import DatasetSpec
-    from reasoning_gym.factory import DATASETS, create_dataset
-
-    if task not in DATASETS:
-        hint = nearest_hint(task, DATASETS)
-        raise ValueError(f"reasoning-gym has {len(DATASETS)} tasks but no {task!r}{hint}.")
-    known = [field.name for field in dataclasses.fields(DATASETS[task][1])]
-    for option in options:
-        if option not in known:
-            hint = nearest_hint(option, known)
-            raise ValueError(f"{task} has no option {option!r}{hint}; it has {', '.join(known)}.")
-    try:
-        if task == "composite":  # its parts come as plain dicts from a command line or YAML file
-            options = {
-                **options,
-                "datasets": [DatasetSpec(**o) for o in options.get("datasets", [])],
-            }
-        return create_dataset(task, **options)
-    except (AssertionError, TypeError, ValueError) as error:  # its configs validate with assert
-        raise ValueError(f"reasoning-gym refused {options} for {task!r}: {error}.") from error
-
-
-def load_reasoning_gym_splits(
-    task: str, options: dict | None, eval_size: int
-) -> tuple["Dataset", "Dataset"]:
-    """Training and held-out problems of one task that share no question.
-
-    The held-out problems come from a distant seed. A training problem whose question is held out is
-    passed over and the next one drawn, so the training set keeps its `size` (option, default 500).
-    """
-    task = task.removeprefix(REASONING_GYM_PREFIX)
-    options = {"size": 500, **(options or {}), "seed": (options or {}).get("seed") or 0}
-    eval_options = {**options, "size": eval_size, "seed": options["seed"] + HELD_OUT_SEED_OFFSET}
-    eval_set = load_dataset_by_name(REASONING_GYM_PREFIX + task, options=eval_options)
-    held_out = set(eval_set["prompt"])
-    num_candidates = 10 * options["size"]
-    candidates = create_reasoning_gym_task(task, {**options, "size": num_candidates})
-    unseen = (problem for problem in candidates if problem["question"] not in held_out)
-    problems = list(itertools.islice(unseen, options["size"]))
-    if len(problems) < options["size"]:
-        raise ValueError(
-            f"Only {len(problems)} of {num_candidates} {task} problems are not also held out, "
-            f"{options['size']} were asked for: hold out fewer, or widen the task's options."
-        )
-    return _problems_to_dataset(task, options, problems), eval_set
-
-
-def _problems_to_dataset(task: str, options: dict, problems: list[dict]) -> "Dataset":
-    """One row a problem; `task`, `task_options` and `entry` are what its verifier needs."""
-    from datasets import Dataset, Features, Value
-
-    columns = {
-        "prompt": [problem["question"] for problem in problems],
-        "answer": [problem["answer"] for problem in problems],
-        "entry": [encode_entry(problem) for problem in problems],
-        "task": [task] * len(problems),
-        "task_options": [json.dumps(options, sort_keys=True)] * len(problems),
-    }
-    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
-
-
-def encode_entry(entry: dict) -> str:
-    """A reasoning-gym entry as JSON that `decode_entry` turns back into the same Python objects.
-
-    Plain JSON makes lists of tuples, and the verifiers of `arc_agi` and `rearc` compare tuples: a
-    right answer scored 0.05. Tuples and dicts with other than text keys are therefore tagged.
-
-    >>> encode_entry({"board": (1, 2)})
-    '{"board": {"__tuple__": [1, 2]}}'
-    >>> decode_entry(encode_entry({"board": (1, 2), "colours": {3: "red"}}))
-    {'board': (1, 2), 'colours': {3: 'red'}}
-    """
-    return json.dumps(_tag(entry))
-
-
-def decode_entry(text: str) -> dict:
-    """The inverse of `encode_entry`."""
-    return json.loads(text, object_hook=_untag)
-
-
-def _tag(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return {"__tuple__": [_tag(item) for item in value]}
-    if isinstance(value, list):
-        return [_tag(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if all(isinstance(key, str) for key in value):
-        return {key: _tag(item) for key, item in value.items()}
-    return {"__items__": [[_tag(key), _tag(item)] for key, item in value.items()]}
-
-
-def _untag(mapping: dict) -> Any:
-    if mapping.keys() == {"__tuple__"}:
-        return tuple(mapping["__tuple__"])
-    if mapping.keys() == {"__items__"}:
-        return dict(mapping["__items__"])
-    return mapping
 
 
 # --- dataset → prompts ----------------------------------------------------------------------------
@@ -283,6 +170,27 @@ def prepare_prompts(
     return PreparedPrompts(tokenized, num_dropped=int(overlong.sum()), num_truncated=0)
 
 
+def prepare_split(
+    dataset: Any, name: str, processing_class: Any, args: SPOConfig, say: Callable[[str], None]
+) -> "Dataset":
+    """`prepare_prompts` as `args` describe it; says how many were dropped or cut."""
+    if dataset is None:
+        raise ValueError(f"{name} is missing.")
+    prepared = prepare_prompts(
+        dataset,
+        processing_class,
+        max_prompt_length=args.max_prompt_length,
+        overlong_prompts=args.overlong_prompts,
+    )
+    if prepared.num_dropped or prepared.num_truncated:
+        say(
+            f"{name}: of {len(dataset)} prompts, {prepared.num_dropped} over "
+            f"max_prompt_length={args.max_prompt_length} tokens were dropped and "
+            f"{prepared.num_truncated} truncated on the left."
+        )
+    return prepared.dataset
+
+
 def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts) -> None:
     _require_dataset(dataset)
     if len(dataset) == 0:
@@ -359,64 +267,3 @@ def _num_added_special_tokens(tokenizer) -> tuple[int, int]:
     full = tokenizer("a")["input_ids"]
     num_before = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     return num_before, len(full) - num_before - len(bare)
-
-
-def nearest_hint(name: str, candidates) -> str:
-    """For an error sentence: the most similar valid name, or nothing.
-
-    >>> nearest_hint("promt", ["answer", "prompt"])
-    " (did you mean 'prompt'?)"
-    """
-    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
-# --- step number → rows ---------------------------------------------------------------------------
-
-
-def prompt_order(
-    num_prompts: int, epoch: int, seed: int, shuffle: bool = True
-) -> Int[np.ndarray, " num_prompts"]:
-    """The order of one epoch, a permutation that depends on (seed, epoch) only."""
-    if not shuffle:
-        return np.arange(num_prompts)
-    return np.random.default_rng([seed, epoch]).permutation(num_prompts)
-
-
-@dataclass(frozen=True)
-class PromptBatches:
-    """Which rows step t uses, computed from t alone, so a resumed run needs no saved position.
-
-    Step t takes positions t·P … t·P + P − 1 of the endless concatenation of epoch orders: the last
-    batch of an epoch is completed with the first rows of the next, and within an epoch every row
-    comes exactly once. P may exceed `num_prompts`.
-
-    >>> batches = PromptBatches(num_prompts=3, prompts_per_step=2, seed=0, shuffle=False)
-    >>> [batches.indices(step).tolist() for step in range(3)]
-    [[0, 1], [2, 0], [1, 2]]
-    >>> batches.epoch(3)
-    2.0
-    """
-
-    num_prompts: int
-    prompts_per_step: int
-    seed: int = 0
-    shuffle: bool = True
-
-    def __post_init__(self):
-        if min(self.num_prompts, self.prompts_per_step) < 1:
-            raise ValueError(f"num_prompts and prompts_per_step must be at least 1: {self}.")
-
-    def indices(self, step: int) -> Int[np.ndarray, " P"]:
-        """The rows of `step` (0, 1, 2, …), in order."""
-        positions = step * self.prompts_per_step + np.arange(self.prompts_per_step)
-        epochs, offsets = np.divmod(positions, self.num_prompts)
-        rows = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            order = prompt_order(self.num_prompts, int(epoch), self.seed, self.shuffle)
-            rows[epochs == epoch] = order[offsets[epochs == epoch]]
-        return rows
-
-    def epoch(self, step: int) -> float:
-        """Passes over the data completed before `step`."""
-        return step * self.prompts_per_step / self.num_prompts

@@ -1,26 +1,33 @@
 """Held-out prompts -> mean rewards, one completion per prompt."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from spo.generation import completion_texts, uniforms
-from spo.rewards import nothing_scored
-
-if TYPE_CHECKING:
-    from spo.trainer import SPOTrainer
-
-VERIFIERS = ("reasoning_gym", "math_verify")
-"""Built-in rewards that give 1 to a right answer and less to any other."""
+from spo.config import SPOConfig
+from spo.generation.engine import Generator, SamplingParams
+from spo.generation.text import completion_texts
+from spo.prompts import PromptBatch
+from spo.rewards.functions import RewardFunction, nothing_scored
+from spo.rewards.verifiers import VERIFIERS
+from spo.scoring import reward
 
 EVAL_STEP = 2**31
 """Takes the place of the step in the seed of sampling, so that every evaluation draws alike."""
 
 
 @torch.no_grad()
-def evaluate(trainer: "SPOTrainer", dataset: Any) -> dict[str, float]:
+def evaluate(
+    dataset: Any,
+    generator: Generator,
+    params: SamplingParams,
+    reward_functions: list[RewardFunction],
+    processing_class: Any,
+    args: SPOConfig,
+) -> dict[str, float]:
     """Means over a prepared data set, each process doing its share.
 
     "eval/accuracy": the fraction with full marks from the first reward function, where that is a
@@ -29,21 +36,19 @@ def evaluate(trainer: "SPOTrainer", dataset: Any) -> dict[str, float]:
     Raises:
         RewardError: not one completion could be scored.
     """
-    args, accelerator = trainer.args, trainer.accelerator
-    sampling = trainer.sampling(args.eval_temperature)
-    mine = np.arange(len(dataset))[accelerator.process_index :: accelerator.num_processes]
+    processes = PartialState()
+    mine = np.arange(len(dataset))[processes.process_index :: processes.num_processes]
     scores: list[list[float]] = []
     for start in range(0, len(mine), args.per_device_eval_batch_size):
         rows = mine[start : start + args.per_device_eval_batch_size]
-        prompts = dataset.select(rows)
-        noise = uniforms(args.seed, EVAL_STEP, rows, args.max_completion_length)
-        samples = trainer.sample(prompts["prompt_ids"], noise, sampling)
-        texts, _ = completion_texts(trainer.processing_class, samples.token_ids)
-        rewards = trainer.rewards(prompts, texts, samples)
-        totals = np.where(rewards.scorable, rewards.completion_rewards, np.nan)
-        lengths = [len(ids) for ids in samples.token_ids]
-        scores += np.column_stack([lengths, totals, rewards.rewards_by_function]).tolist()
-    names = [function.name for function in trainer.reward_functions]
+        prompts = PromptBatch.take(dataset, EVAL_STEP, rows, rows)
+        completions = generator(prompts, params, EVAL_STEP)
+        texts, _ = completion_texts(processing_class, completions.token_ids)
+        rewards = reward(prompts, texts, completions, reward_functions, args.reward_weights)
+        lengths = [len(ids) for ids in completions.token_ids]
+        columns = (lengths, rewards.completion_rewards, rewards.rewards_by_function)
+        scores += np.column_stack(columns).tolist()
+    names = [function.name for function in reward_functions]
     scores_of_all = np.array(gather_object(scores))
     if np.isnan(scores_of_all[:, 1]).all():
         raise nothing_scored(names, len(scores_of_all))

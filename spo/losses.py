@@ -4,16 +4,22 @@ Every loss is Σ weight · token loss, with weights that the caller computes ove
 optimizer update (`token_weights`). So the sum over micro-batches and processes is the loss of
 the update, however it was split.
 
+A loss returns `(loss, sums)`: a scalar with gradient, and detached sums by the name of what they
+add up, for the metrics.
+
 Axes: b rows of a micro-batch, T its completion tokens. A `log_ratio` is current minus other.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from spo.kl import kl_k3
+
+Sums = dict[str, Float[Tensor, ""]]
 
 
 def token_weights(
@@ -33,11 +39,14 @@ def token_weights(
     """
     lengths = loss_mask.sum(1, keepdims=True)
     num_rows = max(int((lengths > 0).sum()), 1)
-    if loss_type == "grpo":
-        return loss_mask / (num_rows * np.maximum(lengths, 1))
-    if loss_type == "dr_grpo":
-        return loss_mask / (num_rows * max_completion_length)
-    return loss_mask / max(int(lengths.sum()), 1)
+    match loss_type:
+        case "grpo":
+            return loss_mask / (num_rows * np.maximum(lengths, 1))
+        case "dr_grpo":
+            return loss_mask / (num_rows * max_completion_length)
+        case "dapo" | "bnpo":
+            return loss_mask / max(int(lengths.sum()), 1)
+    raise ValueError(f"loss_type={loss_type!r} is not one of dapo, grpo, bnpo, dr_grpo.")
 
 
 def aggregate_log_ratio(
@@ -66,16 +75,6 @@ def aggregate_log_ratio(
     return (sums / counts.clamp(min=1)).gather(1, groups) * mask
 
 
-@dataclass(frozen=True)
-class PolicyLoss:
-    """`loss` is a scalar with gradient; the rest is per token, (b, T), detached."""
-
-    loss: Float[Tensor, ""]
-    clipped: Bool[Tensor, "b T"]
-    ratio: Float[Tensor, "b T"]
-    token_kl: Float[Tensor, "b T"] | None
-
-
 def policy_loss(
     token_logprobs: Float[Tensor, "b T"],
     token_logprobs_old: Float[Tensor, "b T"],
@@ -89,12 +88,14 @@ def policy_loss(
     importance_sampling_level: Literal["token", "segment", "sequence"] = "token",
     token_logprobs_ref: Float[Tensor, "b T"] | None = None,
     beta: float = 0.0,
-) -> PolicyLoss:
+) -> tuple[Float[Tensor, ""], Sums]:
     """Σ weight · [ −min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A) + β k3 ], with ρ = π / π_old.
 
     PPO's clipped surrogate (arXiv 1707.06347, eq. 7). `delta` also bounds ρ itself where A < 0,
     where the minimum has no bound (two-sided clipping, arXiv 2505.07291). A weight of 0 takes a
     token out, whatever stands there: 0 · NaN would be NaN in the gradient, so it is replaced.
+
+    The sums: the loss, its tokens, how many of them are clipped, and k3 of the old policy.
     """
     mask = weights > 0
     token_logprobs, token_logprobs_old, token_advantages = (
@@ -109,20 +110,20 @@ def policy_loss(
     bounded = ratio if delta is None else ratio.clamp(max=delta)
     token_loss = -torch.min(bounded * token_advantages, clipped_ratio * token_advantages)
 
-    token_kl = None
-    if token_logprobs_ref is not None:
+    if token_logprobs_ref is not None and beta:
         token_kl = kl_k3(token_logprobs, torch.where(mask, token_logprobs_ref, 0.0))
-        if beta:
-            token_loss = token_loss + beta * token_kl
+        token_loss = token_loss + beta * token_kl
+    loss = (token_loss * weights)[mask].sum()
     with torch.no_grad():
         too_low = (ratio < 1 - epsilon) & (token_advantages < 0)
         too_high = (ratio > 1 + high) & (token_advantages > 0)
-    return PolicyLoss(
-        loss=(token_loss * weights)[mask].sum(),
-        clipped=(too_low | too_high) & mask,
-        ratio=ratio.detach(),
-        token_kl=None if token_kl is None else token_kl.detach(),
-    )
+        sums = {
+            "policy_loss": loss.detach(),
+            "policy_tokens": mask.sum(),
+            "clipped": ((too_low | too_high) & mask).sum(),
+            "approx_kl": kl_k3(token_logprobs_old, token_logprobs)[mask].sum(),
+        }
+    return loss, sums
 
 
 def positive_nll(
@@ -144,37 +145,19 @@ def positive_nll(
     return -(weights * rewards * torch.where(mask, token_logprobs, 0.0)).sum()
 
 
-def kl_k1(
-    token_logprobs: Float[Tensor, "*shape"], token_logprobs_ref: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
-    """log π − log π_ref: unbiased for KL(π‖π_ref) under samples of π, of either sign."""
-    return token_logprobs - token_logprobs_ref
-
-
-def kl_k3(
-    token_logprobs: Float[Tensor, "*shape"], token_logprobs_ref: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
-    """exp(−k1) − 1 + k1: unbiased too, never negative, with less variance.
-
-    Schulman, "Approximating KL Divergence" (2020); GRPO's penalty (arXiv 2402.03300, eq. 4).
-    """
-    k1 = kl_k1(token_logprobs, token_logprobs_ref)
-    return torch.exp(-k1) - 1 + k1
-
-
 def value_loss(
     token_values: Float[Tensor, "b T"],
     token_returns: Float[Tensor, "b T"],
     token_values_old: Float[Tensor, "b T"],
     weights: Float[Tensor, "b T"],
     cliprange: float | None = None,
-) -> Float[Tensor, ""]:
+) -> tuple[Float[Tensor, ""], Sums]:
     """Σ weight · ½ (V − return)², or, clipped, the larger of that and the same at
     V_old + clip(V − V_old, ±cliprange).
 
     >>> one = torch.ones(1, 1)
-    >>> value_loss(3 * one, one, one, one).item(), value_loss(3 * one, one, one, one, 0.5).item()
-    (2.0, 2.0)
+    >>> value_loss(3 * one, one, one, one)[0], value_loss(3 * one, one, one, one, 0.5)[0]
+    (tensor(2.), tensor(2.))
     """
     mask = weights > 0
     token_values, token_returns, token_values_old = (
@@ -184,4 +167,5 @@ def value_loss(
     if cliprange is not None:
         moved = (token_values - token_values_old).clamp(-cliprange, cliprange)
         squared = torch.max(squared, (token_values_old + moved - token_returns) ** 2)
-    return 0.5 * (squared * weights)[mask].sum()
+    loss = 0.5 * (squared * weights)[mask].sum()
+    return loss, {"value_loss": loss.detach()}

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
-from spo.advantages import Credit
 from spo.config import SPOConfig
-from spo.rollouts import Rollouts
+from spo.kl import kl_k3
+from spo.rollouts import Credit, Rollouts
 
 
 def explained_variance(
@@ -29,7 +29,7 @@ def explained_variance(
 
 def rollout_metrics(rollouts: Rollouts, credit: Credit, config: SPOConfig) -> dict[str, float]:
     """Rewards, lengths, entropy, segments and critic fit of one rollout batch."""
-    lengths, mask = rollouts.lengths, rollouts.completion_mask
+    lengths, mask = rollouts.lengths, rollouts.actions
     in_loss = rollouts.loss_mask(config.mask_truncated_completions)
     segments = credit.segment_ids.max(axis=1, initial=-1) + 1
     metrics = {
@@ -50,8 +50,12 @@ def rollout_metrics(rollouts: Rollouts, credit: Credit, config: SPOConfig) -> di
     if credit.entropy_threshold is not None:
         metrics["spo/entropy_threshold"] = credit.entropy_threshold
     if rollouts.token_logprobs_ref is not None and mask.any():
-        k1 = (rollouts.token_logprobs_old - rollouts.token_logprobs_ref)[mask]
-        metrics["kl"] = float((np.exp(-k1) - 1 + k1).mean())
+        k3 = kl_k3(rollouts.token_logprobs_old[mask], rollouts.token_logprobs_ref[mask])
+        metrics["kl"] = float(k3.mean())
+    if rollouts.token_logprobs_sampler is not None and mask.any():
+        apart = np.abs(rollouts.token_logprobs_old - rollouts.token_logprobs_sampler)[mask]
+        metrics["sampling/sampling_logp_difference/mean"] = float(apart.mean())
+        metrics["sampling/sampling_logp_difference/max"] = float(apart.max())
     if rollouts.token_values is not None:
         metrics["spo/value_mean"] = _mean(rollouts.token_values[in_loss])
         metrics["spo/return_mean"] = _mean(credit.token_returns[in_loss])

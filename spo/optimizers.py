@@ -1,12 +1,13 @@
-"""SPOConfig -> the Accelerator, the optimizer with a parameter group per network, its schedule."""
+"""SPOConfig -> the Accelerator, and the optimizer and schedule of a network."""
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import Adafactor, get_scheduler
 
 from spo.config import SPOConfig
@@ -37,33 +38,30 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
 
 
 def build_optimizer(
-    config: SPOConfig, policy_parameters: Any, critic_parameters: Any = ()
+    config: SPOConfig, parameters: Iterable[nn.Parameter], learning_rate: float
 ) -> torch.optim.Optimizer:
-    """Group 0 is the policy, group 1 the critic; the two share no parameter and no state.
+    """The optimizer `config.optim` names, of one network.
 
     Raises:
         ValueError: `optim` needs bitsandbytes and it is not installed.
     """
-    groups = [{"params": list(policy_parameters), "lr": config.learning_rate}]
-    if critic_parameters:
-        rate = config.value_learning_rate
-        groups.append(
-            {
-                "params": list(critic_parameters),
-                "lr": config.learning_rate if rate is None else rate,
-            }
-        )
+    parameters = list(parameters)
     if config.optim == "adafactor":
         return Adafactor(
-            groups, scale_parameter=False, relative_step=False, weight_decay=config.weight_decay
+            parameters,
+            lr=learning_rate,
+            scale_parameter=False,
+            relative_step=False,
+            weight_decay=config.weight_decay,
         )
     adam = {
+        "lr": learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,
         "weight_decay": config.weight_decay,
     }
     if config.optim in ("adamw_torch", "adamw_torch_fused"):
-        return torch.optim.AdamW(groups, fused=config.optim == "adamw_torch_fused", **adam)
+        return torch.optim.AdamW(parameters, fused=config.optim == "adamw_torch_fused", **adam)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -71,11 +69,11 @@ def build_optimizer(
             f"optim={config.optim!r} needs bitsandbytes: pip install bitsandbytes, or choose "
             "adamw_torch."
         ) from error
-    return AdamW8bit(groups, is_paged=config.optim == "paged_adamw_8bit", **adam)
+    return AdamW8bit(parameters, is_paged=config.optim == "paged_adamw_8bit", **adam)
 
 
 def build_scheduler(config: SPOConfig, optimizer: torch.optim.Optimizer, total_updates: int):
-    """The schedule of both learning rates, advanced once per optimizer update."""
+    """The schedule of its learning rate, advanced once per optimizer step."""
     return get_scheduler(
         config.lr_scheduler_type,
         optimizer,

@@ -7,6 +7,8 @@ flags of them. The module of one has its annotations as text (`from __future__ i
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 import numbers
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -22,12 +24,38 @@ TYPES = {
 """What a field may hold, by how its annotation begins."""
 
 
-def option(default: Any, help: str, group: str) -> Any:
-    """A dataclass field that carries its help text and the heading it stands under."""
-    metadata = {"help": help, "group": group}
+def option(
+    default: Any, help: str, group: str, *, low: float | None = None, high: float | None = None
+) -> Any:
+    """A dataclass field with its help text, the heading it stands under, and its bounds, both
+    allowed values themselves."""
+    metadata = {"help": help, "group": group, "low": low, "high": high}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_bounds(settings: Any) -> None:
+    """Every number of a dataclass of options is finite and within its field's bounds.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        low, high = field.metadata.get("low"), field.metadata.get("high")
+        numbers_in = value if isinstance(value, list) else [value]
+        for number in numbers_in:
+            if not isinstance(number, numbers.Real) or isinstance(number, bool):
+                continue
+            if not math.isfinite(number):
+                raise ValueError(f"{field.name}={number} must be a finite number.")
+            if low is not None and high is not None and not low <= number <= high:
+                raise ValueError(f"{field.name}={number} must lie in [{low}, {high}].")
+            if low == 0 and number < 0:
+                raise ValueError(f"{field.name}={number} must not be negative.")
+            if low is not None and number < low:
+                raise ValueError(f"{field.name}={number} must be at least {low}.")
 
 
 def check_types(settings: Any) -> None:
@@ -58,3 +86,13 @@ def literal_choices(cls: type) -> dict[str, tuple[str | None, ...]]:
             if get_origin(kind) is Literal:
                 choices[name] = get_args(kind) + ((None,) if kind is not hint else ())
     return choices
+
+
+def nearest_hint(name: str, candidates) -> str:
+    """For an error sentence: the most similar valid name, or nothing.
+
+    >>> nearest_hint("promt", ["answer", "prompt"])
+    " (did you mean 'prompt'?)"
+    """
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -1,27 +1,82 @@
-"""The rollouts of one step: a dataclass of numpy arrays, and its Parquet form.
+"""What flows through a training step: completions, scored rollouts, credit; and how they are saved.
 
-Saved once per step with their credit (`save_rollouts`), read by the inspector and by
-`datasets.load_dataset("parquet", ...)`. No pickle anywhere.
+    Completions (ragged, one process) -> Rollouts (padded, all processes) -> Credit
+
+Each is frozen, and no stage overwrites another's field. Plain numpy: importing this module imports
+no torch.
 
 Axes: B completions, prompt-major in groups of `num_generations`; T completion tokens,
 right-padded; F reward functions.
 """
 
 import dataclasses
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from spo.advantages import Credit
+from spo.config import SPOConfig
+from spo.parquet import (
+    CREDIT_FLOATS,
+    METADATA_KEY,
+    OPTIONAL,
+    SCHEMA_VERSION,
+    TOKEN_FLOATS,
+    read_metadata,
+    read_table,
+    schema,
+    write_table,
+)
 
-SCHEMA_VERSION = 1
-METADATA_KEY = b"spo"
-"""The file metadata entry that holds schema version, run id, threshold and config as JSON."""
+__all__ = [
+    "CREDIT_FLOATS",
+    "METADATA_KEY",
+    "SCHEMA_VERSION",
+    "TOKEN_FLOATS",
+    "Completions",
+    "Credit",
+    "Rollouts",
+    "SavedRollouts",
+    "from_columns",
+    "load_rollouts",
+    "read_metadata",
+    "save_rollouts",
+    "schema",
+    "select_rows",
+    "stack_rows",
+]
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What a generator makes of one process's prompts: ragged, one entry per row.
+
+    Attributes:
+        prompt_ids: the prompts as they were completed.
+        token_ids: sampled tokens, the end token included.
+        truncated: the row reached the length limit without an end token.
+        token_logprobs, token_entropies: of the policy's full distribution at the sampling
+            temperature; None where the trainer's own pass has to find them.
+        action_mask: True where the policy chose the token, False on a tool's or environment's;
+            None: it chose all of them.
+        token_logprobs_sampler: what another engine than the trainer's said of its samples.
+        columns: further columns for the reward functions.
+    """
+
+    prompt_ids: list[list[int]]
+    token_ids: list[list[int]]
+    truncated: list[bool]
+    token_logprobs: list[list[float]] | None = None
+    token_entropies: list[list[float]] | None = None
+    action_mask: list[list[bool]] | None = None
+    token_logprobs_sampler: list[list[float]] | None = None
+    columns: dict[str, list] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -31,8 +86,8 @@ class Rollouts:
     Attributes:
         prompts, completions: text, one per completion.
         prompt_ids: token ids of each prompt, ragged.
-        token_ids: sampled tokens, 0 on padding.
-        completion_mask: True at sampled tokens, the end token included.
+        token_ids: completion tokens, 0 on padding.
+        completion_mask: True where a token exists, the end token included.
         token_ends: end of each token in UTF-8 bytes of its completion; −1 on padding.
         token_entropies, token_logprobs_old: of the rollout policy at the sampling temperature.
         token_logprobs_ref: of the reference model, None when beta = 0.
@@ -42,6 +97,9 @@ class Rollouts:
         rewards_by_function: before weighting; NaN where a function returned None.
         truncated: True where the completion hit the length limit.
         prompt_index: row of the data set each prompt came from.
+        action_mask: True where the policy chose the token; None: wherever one exists.
+        token_logprobs_sampler: of the engine that sampled, None where that was the policy itself.
+        values_by_source: the terms of `token_values` by the name of their source.
     """
 
     step: int
@@ -62,6 +120,9 @@ class Rollouts:
     reward_names: list[str]
     truncated: Bool[np.ndarray, " B"]
     prompt_index: Int[np.ndarray, " B"]
+    action_mask: Bool[np.ndarray, "B T"] | None = None
+    token_logprobs_sampler: Float[np.ndarray, "B T"] | None = None
+    values_by_source: dict[str, Float[np.ndarray, "B T"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -73,15 +134,46 @@ class Rollouts:
 
     @property
     def ragged_token_ids(self) -> list[list[int]]:
-        """Sampled tokens of each row, without padding."""
+        """Completion tokens of each row, without padding."""
         return [row[:n].tolist() for row, n in zip(self.token_ids, self.lengths, strict=True)]
+
+    @property
+    def actions(self) -> Bool[np.ndarray, "B T"]:
+        """The tokens that the policy chose."""
+        return self.completion_mask if self.action_mask is None else self.action_mask
+
+    def rows_in_loss(self, mask_truncated_completions: bool) -> Bool[np.ndarray, " B"]:
+        """The completions that teach: scorable, and not truncated where those are masked."""
+        keep = ~np.isnan(self.completion_rewards)
+        return keep & ~self.truncated if mask_truncated_completions else keep
 
     def loss_mask(self, mask_truncated_completions: bool) -> Bool[np.ndarray, "B T"]:
         """The tokens that take part in losses, entropy ranking and statistics."""
-        keep = ~np.isnan(self.completion_rewards)
-        if mask_truncated_completions:
-            keep &= ~self.truncated
-        return self.completion_mask & keep[:, None]
+        return self.actions & self.rows_in_loss(mask_truncated_completions)[:, None]
+
+    def with_values(self, values_by_source: dict[str, Float[np.ndarray, "B T"]]) -> "Rollouts":
+        """The same with the critic's values, whose sum `token_values` is; none: no critic."""
+        if not values_by_source:
+            return self
+        total = sum(values_by_source.values())
+        return dataclasses.replace(self, token_values=total, values_by_source=values_by_source)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What `spo.advantages.assign_credit` decides, completion-aligned (B, T).
+
+    Attributes:
+        segment_ids: int64, −1 on padding.
+        token_advantages: float32, 0 outside the loss.
+        token_returns: float32 targets of the critic, None without one.
+        entropy_threshold: the lowest entropy (nats) that started a segment, None if none did.
+    """
+
+    segment_ids: Int[np.ndarray, "B T"]
+    token_advantages: Float[np.ndarray, "B T"]
+    token_returns: Float[np.ndarray, "B T"] | None
+    entropy_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,99 +186,34 @@ class SavedRollouts:
     run_id: str
 
 
-TOKEN_FLOATS = (
-    "token_entropies",
-    "token_logprobs_old",
-    "token_logprobs_ref",
-    "token_values",
-    "token_rewards",
-)
-CREDIT_FLOATS = ("token_advantages", "token_returns")
-
-
-def schema(reward_names: list[str]):
-    """The Parquet columns, one row per completion; rewards_by_function is a struct of floats."""
-    import pyarrow as pa
-
-    floats = pa.list_(pa.float32())
-    return pa.schema(
-        [
-            ("step", pa.int64()),
-            ("prompt_index", pa.int64()),
-            ("completion_index", pa.int32()),
-            ("prompt", pa.string()),
-            ("completion", pa.string()),
-            ("prompt_ids", pa.list_(pa.int32())),
-            ("token_ids", pa.list_(pa.int32())),
-            ("token_ends", pa.list_(pa.int32())),
-            *((name, floats) for name in TOKEN_FLOATS),
-            ("segment_ids", pa.list_(pa.int32())),
-            *((name, floats) for name in CREDIT_FLOATS),
-            ("reward", pa.float32()),
-            ("rewards_by_function", pa.struct([(name, pa.float32()) for name in reward_names])),
-            ("truncated", pa.bool_()),
-        ]
-    )
-
-
 def save_rollouts(
     rollouts: Rollouts,
     path: str | os.PathLike,
-    credit: Credit | None = None,
-    config: Any = None,
+    credit: Credit,
+    config: SPOConfig | None = None,
     run_id: str = "",
 ) -> Path:
     """Write one step's rollouts and their credit; one row group per prompt.
 
     The file appears under its name only when it is whole: it is written beside it and renamed.
-    With `credit=None` it is computed by `assign_credit(rollouts, config)`.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from spo.advantages import assign_credit
-
-    path = Path(path)
-    config = _as_config(config)
-    credit = credit or assign_credit(rollouts, config)
+    optional = tuple(name for name in OPTIONAL if getattr(rollouts, name) is not None)
     metadata = {
-        "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
         "entropy_threshold": credit.entropy_threshold,
         "num_generations": rollouts.num_generations,
-        "config": config.to_dict(),
+        "config": (config or SPOConfig()).to_dict(),
     }
-    table = pa.Table.from_pydict(_columns(rollouts, credit), schema=schema(rollouts.reward_names))
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    float_lists = [f"{name}.list.element" for name in TOKEN_FLOATS + CREDIT_FLOATS]
-    try:
-        pq.write_table(
-            table,
-            temporary,
-            row_group_size=rollouts.num_generations,
-            compression="zstd",
-            use_dictionary=["prompt", "prompt_ids.list.element", "token_ids.list.element"],
-            column_encoding=dict.fromkeys(float_lists, "BYTE_STREAM_SPLIT"),
-            write_page_checksum=True,
-        )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_table(
+        Path(path),
+        _columns(rollouts, credit, optional),
+        schema(rollouts.reward_names, optional),
+        metadata,
+        group_size=rollouts.num_generations,
+    )
 
 
-def _as_config(config: Any):
-    """A SPOConfig from None, a dict of its fields, or itself."""
-    from spo.config import SPOConfig
-
-    if config is None:
-        return SPOConfig()
-    return SPOConfig(**config) if isinstance(config, dict) else config
-
-
-def _columns(rollouts: Rollouts, credit: Credit) -> dict[str, list]:
+def _columns(rollouts: Rollouts, credit: Credit, optional: tuple[str, ...]) -> dict[str, list]:
     """Padded arrays -> the ragged columns of `schema`."""
     lengths = rollouts.lengths
 
@@ -208,7 +235,7 @@ def _columns(rollouts: Rollouts, credit: Credit) -> dict[str, list]:
         "prompt_ids": rollouts.prompt_ids,
         "token_ids": ragged(rollouts.token_ids),
         "token_ends": ragged(rollouts.token_ends),
-        **{name: ragged(getattr(rollouts, name)) for name in TOKEN_FLOATS},
+        **{name: ragged(getattr(rollouts, name)) for name in (*TOKEN_FLOATS, *optional)},
         "segment_ids": ragged(credit.segment_ids),
         **{name: ragged(getattr(credit, name)) for name in CREDIT_FLOATS},
         "reward": [_or_null(x) for x in rollouts.completion_rewards],
@@ -227,25 +254,7 @@ def load_rollouts(path: str | os.PathLike) -> SavedRollouts:
     Raises:
         ValueError: the file is no SPO rollout file, or of another schema version.
     """
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path, page_checksum_verification=True)
-    metadata = read_metadata(table.schema.metadata, path)
-    columns = {name: table.column(name) for name in table.column_names}
-    return from_columns(columns, metadata)
-
-
-def read_metadata(schema_metadata: dict[bytes, bytes] | None, path: Any) -> dict[str, Any]:
-    """The metadata `save_rollouts` wrote, its version checked."""
-    if not schema_metadata or METADATA_KEY not in schema_metadata:
-        raise ValueError(f"{path} is not a rollout file of SPO: it carries no 'spo' metadata.")
-    metadata = json.loads(schema_metadata[METADATA_KEY])
-    if metadata.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {metadata.get('schema_version')}; this code reads "
-            f"version {SCHEMA_VERSION}."
-        )
-    return metadata
+    return from_columns(*read_table(path))
 
 
 def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRollouts:
@@ -257,7 +266,7 @@ def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRoll
     mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
 
     def padded(name, dtype, fill):
-        if columns[name].null_count == len(lengths):
+        if name not in columns or columns[name].null_count == len(lengths):
             return None
         array = np.full(mask.shape, fill, dtype=dtype)
         array[mask] = columns[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -266,14 +275,13 @@ def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRoll
     def scalars(name, dtype):
         return columns[name].to_numpy().astype(dtype)
 
-    names = [field.name for field in columns["rewards_by_function"].type]
+    names = [f.name for f in columns["rewards_by_function"].type]
     by_function = columns["rewards_by_function"].to_pylist()
     rewards = [
         [np.nan if row[name] is None else row[name] for name in names] for row in by_function
     ]
-    step = columns["step"][0].as_py() if len(lengths) else 0
     rollouts = Rollouts(
-        step=step,
+        step=columns["step"][0].as_py() if len(lengths) else 0,
         num_generations=metadata["num_generations"],
         prompts=columns["prompt"].to_pylist(),
         completions=columns["completion"].to_pylist(),
@@ -287,6 +295,8 @@ def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRoll
         reward_names=names,
         truncated=scalars("truncated", bool),
         prompt_index=scalars("prompt_index", np.int64),
+        action_mask=padded("action_mask", bool, False),
+        token_logprobs_sampler=padded("token_logprobs_sampler", np.float32, 0.0),
     )
     credit = Credit(
         padded("segment_ids", np.int64, -1),
@@ -309,7 +319,7 @@ def stack_rows(
     mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
 
     def padded(name, dtype, fill=0):
-        if records[0][name] is None:
+        if records[0].get(name) is None:
             return None
         array = np.full(mask.shape, fill, dtype=dtype)
         array[mask] = np.concatenate([np.asarray(record[name], dtype) for record in records])
@@ -333,6 +343,8 @@ def stack_rows(
         reward_names=reward_names,
         truncated=np.array(column("truncated"), dtype=bool),
         prompt_index=np.array(column("prompt_index"), dtype=np.int64),
+        action_mask=padded("action_mask", bool),
+        token_logprobs_sampler=padded("token_logprobs_sampler", np.float32),
     )
 
 
@@ -340,10 +352,11 @@ def select_rows(rollouts: Rollouts, rows: Any) -> Rollouts:
     """Only the given completions, by slice, mask or index array."""
     chosen = np.arange(len(rollouts))[rows]
     kept = {}
-    for field in dataclasses.fields(rollouts):
-        value = getattr(rollouts, field.name)
+    for name, value in vars(rollouts).items():
         if isinstance(value, np.ndarray):
-            kept[field.name] = value[chosen]
-        elif isinstance(value, list) and field.name != "reward_names":
-            kept[field.name] = [value[i] for i in chosen]
+            kept[name] = value[chosen]
+        elif isinstance(value, list) and name != "reward_names":
+            kept[name] = [value[i] for i in chosen]
+        elif isinstance(value, dict):
+            kept[name] = {source: array[chosen] for source, array in value.items()}
     return dataclasses.replace(rollouts, **kept)

@@ -1,14 +1,47 @@
-"""Token entropies -> segment boundaries -> segment ids. Pure numpy, the global rollout batch.
+"""Rollouts -> segment boundaries -> segment ids. Pure numpy, the global rollout batch.
 
-Axes: B completions, T completion tokens (right-padded). Boundaries are chosen over the whole
-batch at once, so a completion full of decisions gets many segments and a plain one gets few.
+`segment` is what training and the inspector call; the rules it chooses from stand below it. By
+entropy and by probability, boundaries are chosen over the whole batch at once, so a completion
+full of decisions gets many segments and a plain one gets few.
+
+Axes: B completions, T completion tokens (right-padded).
 """
+
+import re
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spo.config import SPOConfig
+from spo.rollouts import Rollouts
+
 MIN_BOUNDARY_ENTROPY = 1e-6
 """Below this many nats a token was no decision, however few tokens rank above it."""
+
+
+def segment(rollouts: Rollouts, config: SPOConfig) -> Int[np.ndarray, "B T"]:
+    """Cut every completion by the rule `config.segmentation`: ids 0, 1, 2, …; −1 on padding.
+
+    Completions outside the loss (unscorable, or truncated under `mask_truncated_completions`) stay
+    one segment. Whatever the rule, a segment also starts where the policy speaks again after a
+    tool or the environment; their tokens end the segment before.
+    """
+    mask = rollouts.loss_mask(config.mask_truncated_completions)
+    match config.segmentation:
+        case "entropy":
+            chosen = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
+        case "probability":
+            surprisal = -rollouts.token_logprobs_old
+            chosen = find_boundaries(surprisal, mask, config.entropy_percentile)
+        case "fixed":
+            chosen = fixed_boundaries(mask, config.segment_length)
+        case "delimiter":
+            ends = rollouts.token_ends
+            chosen = delimiter_boundaries(rollouts.completions, ends, config.segment_delimiter)
+        case "turn":
+            chosen = np.zeros_like(mask)
+    boundaries = (chosen | turn_boundaries(rollouts.actions)) & mask
+    return segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
 
 
 def find_boundaries(
@@ -29,7 +62,7 @@ def find_boundaries(
 
     Args:
         token_entropies: nats, of the rollout policy; values at masked tokens are ignored.
-        completion_mask: True at sampled tokens.
+        completion_mask: True at the tokens to choose among.
         entropy_percentile: p in [0, 1], the fraction of tokens to mark.
 
     Raises:
@@ -47,12 +80,9 @@ def find_boundaries(
     entropies = token_entropies[completion_mask]  # (N,) in (row, position) order
     if np.isnan(entropies).any():
         raise ValueError("token_entropies is NaN at a valid token.")
-    eligible = entropies > MIN_BOUNDARY_ENTROPY
-    count = min(round(entropy_percentile * entropies.size), int(eligible.sum()))
-
+    count, cut = _count_and_cut(entropies, entropy_percentile)
     chosen = np.zeros(entropies.size, dtype=bool)
     if count:
-        cut = np.partition(entropies, entropies.size - count)[entropies.size - count]
         chosen = entropies > cut
         ties = np.flatnonzero(entropies == cut)
         chosen[ties[: count - int(chosen.sum())]] = True
@@ -90,8 +120,72 @@ def segment_starts(segment_ids: Int[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T
     return starts
 
 
-def entropy_cut(
-    token_entropies: Float[np.ndarray, "B T"], boundaries: Bool[np.ndarray, "B T"]
+def entropy_threshold(
+    token_entropies: Float[np.ndarray, "B T"],
+    completion_mask: Bool[np.ndarray, "B T"],
+    entropy_percentile: float,
 ) -> float | None:
-    """The lowest entropy that became a boundary, in nats: the threshold that cut; None if none."""
-    return float(token_entropies[boundaries].min()) if boundaries.any() else None
+    """The lowest entropy that `find_boundaries` makes a boundary, in nats; None if there is none.
+
+    >>> entropy_threshold(np.array([[0.2, 0.3, 2.8, 0.4]]), np.ones((1, 4), bool), 0.5)
+    0.4
+    """
+    entropies = token_entropies[completion_mask]
+    if entropy_percentile == 1.0:
+        return float(entropies.min()) if entropies.size else None
+    count, cut = _count_and_cut(entropies, entropy_percentile)
+    return float(cut) if count else None
+
+
+def _count_and_cut(entropies: Float[np.ndarray, " N"], entropy_percentile: float):
+    """How many tokens are marked, and the lowest entropy among them."""
+    eligible = int((entropies > MIN_BOUNDARY_ENTROPY).sum())
+    count = min(round(entropy_percentile * entropies.size), eligible)
+    cut = np.partition(entropies, entropies.size - count)[entropies.size - count] if count else None
+    return count, cut
+
+
+def fixed_boundaries(
+    action_mask: Bool[np.ndarray, "B T"], segment_length: int
+) -> Bool[np.ndarray, "B T"]:
+    """Every `segment_length`-th action token, counted along each row.
+
+    >>> fixed_boundaries(np.ones((1, 5), bool), 2)
+    array([[ True, False,  True, False,  True]])
+    """
+    position = np.cumsum(action_mask, axis=1) - 1
+    return action_mask & (position % segment_length == 0)
+
+
+def delimiter_boundaries(
+    completions: list[str], token_ends: Int[np.ndarray, "B T"], pattern: str
+) -> Bool[np.ndarray, "B T"]:
+    r"""The first token that begins at or after the end of each match of the regular expression.
+
+    A token that holds the end of a match and the text behind it belongs to the segment before.
+
+    >>> delimiter_boundaries(["a\nbc"], np.array([[1, 2, 3, 4]]), r"\n")
+    array([[False, False,  True, False]])
+    """
+    boundaries = np.zeros(token_ends.shape, dtype=bool)
+    for row, text in enumerate(completions):
+        num_tokens = int((token_ends[row] >= 0).sum())
+        starts = np.concatenate([[0], token_ends[row, : max(num_tokens - 1, 0)]])
+        matches = [match.end() for match in re.finditer(pattern, text) if match.group()]
+        if not (num_tokens and matches):
+            continue
+        byte_of = np.cumsum([0, *(len(character.encode()) for character in text)])
+        first = np.searchsorted(starts, byte_of[matches])
+        boundaries[row, first[first < num_tokens]] = True
+    return boundaries
+
+
+def turn_boundaries(action_mask: Bool[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T"]:
+    """The first action token after a stretch of others.
+
+    >>> turn_boundaries(np.array([[True, False, False, True, True]]))
+    array([[False, False, False,  True, False]])
+    """
+    boundaries = np.zeros_like(action_mask)
+    boundaries[:, 1:] = action_mask[:, 1:] & ~action_mask[:, :-1]
+    return boundaries

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import reference
 
 from spo.config import SPOConfig
-from spo.rollouts import Rollouts, save_rollouts
+from spo.rollouts import Rollouts
 
 WORDS = "let the sum of two numbers be x and so then result 12 + 30 = 42 .".split(" ")  # noqa: SIM905
 WORDS += ["\ntherefore", "\n\n", "\\frac{a}{b}", "é", "日本", "👍🏽"]
@@ -25,7 +26,7 @@ def write_run(folder, steps, prompts=3, generations=4, lengths=(20, 40), critic=
         rollouts = make_rollouts(rng, step, prompts, generations, lengths, critic)
         path = folder / "rollouts" / f"step-{step:06d}.parquet"
         config = SPOConfig(num_generations=generations)
-        save_rollouts(rollouts, path, config=config, run_id="fixture")
+        reference.save(rollouts, path, config=config, run_id="fixture")
     lines = [
         json.dumps({"step": step, "reward": step / 10, "spo/value_loss": 1 / step})
         for step in range(1, max(steps) + 1)
@@ -122,7 +123,7 @@ def write_payloads(root):
     rollouts = dataclasses.replace(rollouts, reward_names=[MARKUP_NAME, "__proto__"])
     for step in (1, 2):
         path = run / "rollouts" / f"step-{step}.parquet"
-        save_rollouts(rollouts, path, config=SPOConfig(num_generations=2), run_id=PAYLOADS[0])
+        reference.save(rollouts, path, config=SPOConfig(num_generations=2), run_id=PAYLOADS[0])
     (path.parent / f"{MARKUP_NAME}.parquet").write_text("broken")
     metrics = [{"step": step, MARKUP_NAME: step, "__proto__": 1} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)))
@@ -134,7 +135,7 @@ def write_forks(root):
     pieces = [shared + list(rest) for rest in ("abc", "abd", "x")]
     rollouts = from_pieces(np.random.default_rng(0), 1, pieces, 3)
     path = root / "forks" / "rollouts" / "step-1.parquet"
-    save_rollouts(rollouts, path, config=SPOConfig(num_generations=3))
+    reference.save(rollouts, path, config=SPOConfig(num_generations=3))
 
 
 def write_trl(root):
@@ -160,7 +161,7 @@ def write_odd(root):
     config = SPOConfig(num_generations=2)
     rng = np.random.default_rng(0)
     rollouts = from_pieces(rng, 1, [[], ["x", " y"]], 2, critic=False)
-    path = save_rollouts(rollouts, folder / "step-1.parquet", config=config)
+    path = reference.save(rollouts, folder / "step-1.parquet", config=config)
     table = pq.read_table(path)
     details = json.loads(table.schema.metadata[b"spo"]) | {"schema_version": 99}
     other = table.replace_schema_metadata({b"spo": json.dumps(details).encode()})

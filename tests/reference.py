@@ -332,3 +332,11 @@ def rollouts(
         truncated=np.isin(np.arange(num_rows), list(truncated)),
         prompt_index=np.arange(num_rows) // num_generations,
     )
+
+
+def save(batch, path, config, run_id=""):
+    """A rollout file with the credit that the configuration gives."""
+    from spo.advantages import assign_credit
+    from spo.rollouts import save_rollouts
+
+    return save_rollouts(batch, path, assign_credit(batch, config), config, run_id)

@@ -13,7 +13,7 @@ import numpy as np
 import tiny_runs as runs
 from peft import LoraConfig
 
-from spo import checkpoints
+from spo.run import folder as checkpoints
 
 
 # --- the same training whatever the number of processes --------------------------------------

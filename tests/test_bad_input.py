@@ -12,9 +12,9 @@ from tiny import EOS, byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import BitsAndBytesConfig, TrainerCallback
 
 from spo import SPOConfig
-from spo.rewards import RewardError
+from spo.errors import NonFiniteLossError
+from spo.rewards.functions import RewardError
 from spo.rollouts import load_rollouts
-from spo.update import NonFiniteLossError
 
 
 def assert_one_sentence(error: BaseException) -> None:

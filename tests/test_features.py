@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_runs import make_trainer
 
-from spo.features import MAX_SURPRISAL, NUM_FEATURES, PathValue, surprisal_features
 from spo.rollouts import load_rollouts
+from spo.values.path import MAX_SURPRISAL, NUM_FEATURES, PathValue, surprisal_features
 
 
 def random_path(rows: int = 4, length: int = 12, seed: int = 0):

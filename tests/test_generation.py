@@ -4,21 +4,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from accelerate import Accelerator
 from transformers import DynamicCache
 
 from spo.config import SPOConfig
-from spo.generation import (
-    Sampling,
-    completion_texts,
-    eos_token_ids,
-    external_completions,
-    invert_cdf,
-    sample,
-    uniforms,
-)
-from spo.models import Network
-from spo.prefill import PreallocatedLayer, SharedPrompts
+from spo.generation.engine import SamplingParams
+from spo.generation.rollout_func import RolloutFunc
+from spo.generation.sampler import invert_cdf, sample, uniforms
+from spo.generation.text import completion_texts, eos_token_ids
+from spo.networks.batching import Sequences
+from spo.networks.network import Network, Numerics
+from spo.networks.prefill import PreallocatedLayer, SharedPrompts
+from spo.prompts import PromptBatch
 from spo.scoring import score_rows
 
 PROMPTS = [[65, 66, 67], [65, 66, 67], [70], [71, 72, 73, 74, 75, 76], [80, 81], [90, 91, 92]]
@@ -53,8 +49,17 @@ def noise(num_rows, length, seed=0):
 
 
 def run(model, prompts=PROMPTS, length=12, eos=(), seed=0, max_rows=None, **settings):
-    sampling = Sampling(length, eos_token_ids=eos, **settings)
-    return sample(model, prompts, noise(len(prompts), length, seed), sampling, max_rows)
+    params = SamplingParams(length, eos_token_ids=eos, **settings)
+    return sample(as_network(model), prompts, noise(len(prompts), length, seed), params, max_rows)
+
+
+def as_network(model, temperature=1.0):
+    return Network(model, model.get_output_embeddings(), numerics=Numerics(temperature=temperature))
+
+
+def prompt_batch(count):
+    rows = np.arange(count)
+    return PromptBatch(1, rows, rows, ["p"] * count, ["p"] * count, [[1]] * count, {})
 
 
 def some_eos(model, **settings):
@@ -129,8 +134,11 @@ def test_equal_prompts_share_their_prefill_and_finished_rows_leave(model, forwar
 
 
 def test_the_cache_is_written_in_place_and_keeps_what_was_in_it(model):
-    decoder = model.base_model
-    cache = SharedPrompts.build([[65, 66], [65, 66], [70, 71]], model.device).run(decoder)[1]
+    prompts = SharedPrompts.build([[65, 66], [65, 66], [70, 71]], model.device)
+    step = prompts.first_step(model.config)
+    step.run(model.base_model)
+    cache = step.cache
+    cache.batch_select_indices(prompts.of_row)
     plain = DynamicCache(config=model.config)
     torch.manual_seed(0)
     for layer in cache.layers:
@@ -223,14 +231,14 @@ def test_a_row_does_not_depend_on_the_others_or_their_order(model):
     eos = some_eos(model)
     together = run(model, eos=eos).token_ids
     order = [4, 1, 5, 0]
-    sampling = Sampling(12, eos_token_ids=eos)
-    some = sample(model, [PROMPTS[i] for i in order], noise(6, 12)[order], sampling)
+    sampling = SamplingParams(12, eos_token_ids=eos)
+    some = sample(as_network(model), [PROMPTS[i] for i in order], noise(6, 12)[order], sampling)
     assert some.token_ids == [together[i] for i in order]
     assert len({tuple(ids) for ids in together}) == 6  # equal prompts, different completions
 
 
 def test_no_rows_sample_to_nothing(model):
-    empty = sample(model, [], np.zeros((0, 4)), Sampling(4, eos_token_ids=()))
+    empty = sample(as_network(model), [], np.zeros((0, 4)), SamplingParams(4, eos_token_ids=()))
     assert empty.token_ids == empty.token_logprobs == empty.truncated == []
 
 
@@ -251,13 +259,10 @@ def test_uniforms_are_a_function_of_seed_step_and_row():
 def test_recorded_logprobs_and_entropies_equal_a_fresh_scoring_pass(model, temperature):
     """Measured in float32: either differs by at most 2e-6."""
     drawn = run(model, eos=some_eos(model, temperature=temperature), temperature=temperature)
-    network = Network(model, model.get_output_embeddings())
     logprobs, entropies = score_rows(
-        network,
-        ("logprobs", "entropies"),
-        PROMPTS,
-        drawn.token_ids,
-        Accelerator(cpu=True),
+        as_network(model, temperature),
+        "logprobs_and_entropies",
+        Sequences(PROMPTS, drawn.token_ids),
         SPOConfig(temperature=temperature),
     )
     for recorded, fresh in (
@@ -272,25 +277,54 @@ def test_recorded_logprobs_and_entropies_equal_a_fresh_scoring_pass(model, tempe
 # --- other sources --------------------------------------------------------------------------------
 
 
+def from_func(output, count, eos=()):
+    return RolloutFunc(lambda prompts, trainer: output, None)(
+        prompt_batch(count), SamplingParams(4, eos_token_ids=eos), 1
+    )
+
+
 def test_what_a_rollout_func_returns():
     output = {
         "prompt_ids": [(1, 2), (3,)],
         "completion_ids": [(4, 9), (5, 6)],
-        "logprobs": [[0.0], [0.0]],
+        "logprobs": [[-0.5, -1.0], [-2.0, -3.0]],
+        "env_mask": [[1, 0], [1, 1]],
         "env_reward": [1.0, 2.0],
     }
-    got = external_completions(output, 2, (9,))
+    got = from_func(output, 2, (9,))
     assert got.token_ids == [[4, 9], [5, 6]]
     assert got.prompt_ids == [[1, 2], [3]]
     assert got.truncated == [False, True]
-    assert got.columns == {"env_reward": [1.0, 2.0]}
+    assert got.columns == {"env_reward": [1.0, 2.0]}  # the rest is not for the rewards
     assert got.token_logprobs is got.token_entropies is None
+    assert got.token_logprobs_sampler == output["logprobs"]
+    assert got.action_mask == [[True, False], [True, True]]
 
 
-def test_a_rollout_func_that_loses_rows_is_refused():
-    output = {"prompt_ids": [[1]], "completion_ids": [[2]]}
-    with pytest.raises(ValueError, match=r"3 prompts and returned 1 prompt_ids and\s+1 completion"):
-        external_completions(output, 3, ())
+def test_a_rollout_func_may_return_tokens_alone():
+    got = from_func({"prompt_ids": [[1]], "completion_ids": [[2]]}, 1)
+    assert got.action_mask is got.token_logprobs_sampler is None
+    assert got.columns == {}
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (
+            {"prompt_ids": [[1]], "completion_ids": [[2]]},
+            r"3 prompts and returned 1 prompt_ids and\s+1 completion",
+        ),
+        ({"prompt_ids": [[1]] * 3}, "without 'completion_ids'"),
+        ({"prompt_ids": [[]] * 3, "completion_ids": [[2]] * 3}, "empty prompt_ids"),
+        (
+            {"prompt_ids": [[1]] * 3, "completion_ids": [[2]] * 3, "env_mask": [[1, 1]] * 3},
+            "env_mask of other lengths",
+        ),
+    ],
+)
+def test_what_a_rollout_func_must_not_return(output, message):
+    with pytest.raises(ValueError, match=message):
+        from_func(output, 3)
 
 
 def test_every_end_token_of_model_and_tokenizer_ends_a_completion():

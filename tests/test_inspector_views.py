@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reference
 from inspector_fixtures import from_pieces, make_rollouts, write_run, write_trl
 
 from spo.advantages import assign_credit
@@ -17,7 +18,6 @@ from spo.inspector import folder, reading, search, views, whatif
 from spo.inspector.folder import Folder
 from spo.inspector.reading import Step, read_step
 from spo.inspector.server import page_functions
-from spo.rollouts import save_rollouts
 from spo.segments import segment_starts
 
 
@@ -338,7 +338,9 @@ def test_characters_split_over_tokens_stay_whole():
 def test_empty_completions_and_no_critic(tmp_path):
     rng = np.random.default_rng(0)
     rollouts = from_pieces(rng, 1, [[], ["x"], [], []], 4, critic=False)
-    path = save_rollouts(rollouts, tmp_path / "step-1.parquet", config=SPOConfig(num_generations=4))
+    path = reference.save(
+        rollouts, tmp_path / "step-1.parquet", config=SPOConfig(num_generations=4)
+    )
     step = read_step(path)
     assert views.step_summary(step)["calibration"] == []
     assert whatif.check_saved(step)["state"] == "verified"
@@ -381,7 +383,7 @@ def test_a_thousand_steps_list_quickly(tmp_path):
     """Opening reads names and closing marks only; 2 s is the goal for the whole page."""
     rollouts = make_rollouts(np.random.default_rng(0), 1, 1, 2, (2, 4))
     config = SPOConfig(num_generations=2)
-    first = save_rollouts(rollouts, tmp_path / "rollouts" / "step-000001.parquet", config=config)
+    first = reference.save(rollouts, tmp_path / "rollouts" / "step-000001.parquet", config=config)
     for number in range(2, 1001):
         (first.parent / f"step-{number:06d}.parquet").write_bytes(first.read_bytes())
     started = time.perf_counter()

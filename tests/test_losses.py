@@ -2,6 +2,7 @@
 
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import reference
@@ -9,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spo.kl import kl_k1, kl_k3
 from spo.losses import (
     aggregate_log_ratio,
-    kl_k1,
-    kl_k3,
     policy_loss,
     positive_nll,
     token_weights,
@@ -93,9 +93,9 @@ def test_policy_loss_and_its_gradient_equal_the_twin(seed, options, level):
         inputs["token_logprobs_ref"],
         options.get("beta", 0.0),
     )
-    torch.testing.assert_close(result.loss, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result[0], expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(
-        gradient(result.loss, inputs["token_logprobs"]),
+        gradient(result[0], inputs["token_logprobs"]),
         gradient(expected, inputs["token_logprobs"]),
         rtol=0,
         atol=1e-12,
@@ -133,10 +133,9 @@ def check_one_token(ratio, advantage, loss, slope, clipped, delta):
     options = {"epsilon": 0.2, "epsilon_high": 0.3, "delta": delta}
     ids = torch.zeros(1, 1, dtype=torch.long)
     result = policy_loss(logprobs, -2 * one, advantage * one, one, ids, **options)
-    assert result.loss.item() == pytest.approx(loss, abs=1e-12)
-    assert gradient(result.loss, logprobs).item() == pytest.approx(slope, abs=1e-12)
-    assert result.clipped.item() == clipped
-    assert result.ratio.item() == pytest.approx(ratio)
+    assert result[0].item() == pytest.approx(loss, abs=1e-12)
+    assert gradient(result[0], logprobs).item() == pytest.approx(slope, abs=1e-12)
+    assert result[1]["clipped"].item() == clipped
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -167,9 +166,9 @@ def test_at_ratio_1_the_gradient_is_the_policy_gradient(level):
     for b, t in zip(*np.nonzero(mask), strict=True):
         score = np.eye(3)[actions[b, t]] - probs[states[b, t]]
         expected[states[b, t]] -= weights[b, t] * advantages[b, t] * score
-    np.testing.assert_allclose(gradient(result.loss, table).numpy(), expected, rtol=0, atol=1e-12)
-    assert result.loss.item() == pytest.approx(-(weights * advantages).sum())
-    assert not result.clipped.any()
+    np.testing.assert_allclose(gradient(result[0], table).numpy(), expected, rtol=0, atol=1e-12)
+    assert result[0].item() == pytest.approx(-(weights * advantages).sum())
+    assert not result[1]["clipped"]
 
 
 REWARDS = torch.tensor([1.0, 0.0, float("nan"), -0.5, 0.25]).double()
@@ -182,7 +181,7 @@ def test_likelihood_of_the_rewarded_is_a_policy_gradient_without_baseline():
     logprobs = inputs["token_logprobs"]
     rewards = REWARDS.nan_to_num().clamp(min=0)
     inputs["token_advantages"] = rewards[:, None].expand_as(logprobs)
-    expected = gradient(policy_loss(**inputs, epsilon=0.2).loss, logprobs)
+    expected = gradient(policy_loss(**inputs, epsilon=0.2)[0], logprobs)
     nll = positive_nll(logprobs, REWARDS, inputs["weights"])
     torch.testing.assert_close(gradient(nll, logprobs), expected, rtol=0, atol=1e-12)
     assert nll.item() > 0
@@ -215,11 +214,11 @@ def test_whatever_stands_at_tokens_of_weight_0_reaches_neither_loss_nor_gradient
     dirty["weights"] = clean["weights"]
     dirty["token_logprobs"].requires_grad_()
     expected, actual = policy_loss(**clean, **options), policy_loss(**dirty, **options)
-    assert actual.loss.item() == expected.loss.item()
-    grad = gradient(actual.loss, dirty["token_logprobs"])
-    assert torch.equal(grad, gradient(expected.loss, clean["token_logprobs"]))
+    assert actual[0].item() == expected[0].item()
+    grad = gradient(actual[0], dirty["token_logprobs"])
+    assert torch.equal(grad, gradient(expected[0], clean["token_logprobs"]))
     assert not grad[~mask].any()
-    assert torch.equal(actual.clipped, expected.clipped)
+    assert actual[1] == expected[1]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -228,16 +227,16 @@ def test_micro_batches_of_any_size_and_width_sum_to_the_whole(loss_type, level):
     inputs = batch(2, loss_type)
     options = {"epsilon": 0.2, "beta": 0.3, "importance_sampling_level": level}
     whole = policy_loss(**inputs, **options)
-    grad = gradient(whole.loss, inputs["token_logprobs"])
+    grad = gradient(whole[0], inputs["token_logprobs"])
     for split in ([[0, 1, 2, 3, 4]], [[4, 2], [0], [3, 1]], [[0], [1], [2], [3], [4]]):
         parts, total = torch.zeros_like(grad), 0.0
         for rows in split:
             width = max(max(LENGTHS[row] for row in rows), 1)  # padded to this micro-batch only
             part = {name: x[rows, :width] for name, x in inputs.items()}
-            loss = policy_loss(**part, **options).loss
+            loss = policy_loss(**part, **options)[0]
             total += loss.item()
             parts += gradient(loss, inputs["token_logprobs"])
-        assert total == pytest.approx(whole.loss.item(), abs=1e-12)
+        assert total == pytest.approx(whole[0].item(), abs=1e-12)
         torch.testing.assert_close(parts, grad, rtol=0, atol=1e-12)
 
 
@@ -256,7 +255,7 @@ def test_segments_of_one_token_make_the_levels_equal_token_level():
     mask = inputs["weights"] > 0
     inputs["segment_ids"] = torch.where(mask, torch.arange(mask.shape[1]), -1)
     token, segment = (
-        policy_loss(**inputs, epsilon=0.2, importance_sampling_level=level).loss
+        policy_loss(**inputs, epsilon=0.2, importance_sampling_level=level)[0]
         for level in ("token", "segment")
     )
     assert token.item() == pytest.approx(segment.item(), abs=1e-14)
@@ -303,18 +302,33 @@ def test_the_penalty_is_the_kl_of_the_policy_to_the_reference():
         token_logprobs_ref=ref,
         beta=0.5,
     )
-    assert result.loss.item() == pytest.approx(0.5 * forward, abs=1e-12)
-    torch.testing.assert_close(result.token_kl, kl_k3(logprobs, ref))
+    assert result[0].item() == pytest.approx(0.5 * forward, abs=1e-12)
 
 
-def test_beta_0_reports_kl_but_leaves_it_out_of_the_loss():
+def test_beta_0_leaves_kl_out_of_the_loss():
     inputs = batch(0)
     with_ref = policy_loss(**inputs, epsilon=0.2)
+    penalised = policy_loss(**inputs, epsilon=0.2, beta=0.5)
     inputs["token_logprobs_ref"] = None
     without = policy_loss(**inputs, epsilon=0.2)
-    assert with_ref.loss.item() == without.loss.item()
-    assert with_ref.token_kl[inputs["weights"] > 0].min() > 0
-    assert without.token_kl is None
+    assert with_ref[0].item() == without[0].item() < penalised[0].item()
+
+
+def test_the_sums_are_the_loss_its_tokens_and_the_kl_to_the_old_policy():
+    inputs = batch(0)
+    loss, sums = policy_loss(**inputs, epsilon=0.2)
+    mask = inputs["weights"] > 0
+    k3 = kl_k3(inputs["token_logprobs_old"], inputs["token_logprobs"].detach())
+    assert sums["policy_loss"] == loss
+    assert sums["policy_tokens"] == mask.sum()
+    assert sums["approx_kl"] == pytest.approx(k3[mask].sum().item())
+    assert not any(value.requires_grad for value in sums.values())
+
+
+def test_an_unknown_loss_type_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a person runs it
+    with pytest.raises(ValueError, match="loss_type='sum' is not one of"):
+        token_weights(np.ones((1, 1), bool), "sum", 4)
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -359,7 +373,8 @@ def test_nothing_in_the_loss_is_weight_0_everywhere(loss_type):
 @pytest.mark.parametrize("seed", range(3))
 def test_value_loss_and_its_gradient_equal_the_twin(seed, cliprange):
     inputs = value_batch(seed)
-    actual = value_loss(**inputs, cliprange=cliprange)
+    actual, sums = value_loss(**inputs, cliprange=cliprange)
+    assert sums["value_loss"] == actual
     names = ("token_values", "token_returns", "token_values_old", "weights")
     expected = reference.value_loss(*(inputs[name] for name in names), cliprange)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
@@ -383,7 +398,7 @@ def test_clipped_value_loss_by_hand(value, target, loss, slope):
     """V_old = 0, cliprange 0.5."""
     values = torch.full((1, 1), value, dtype=torch.float64, requires_grad=True)
     one = torch.ones_like(values).detach()
-    actual = value_loss(values, target * one, 0 * one, one, cliprange=0.5)
+    actual, _ = value_loss(values, target * one, 0 * one, one, cliprange=0.5)
     assert actual.item() == pytest.approx(loss)
     assert gradient(actual, values).item() == pytest.approx(slope)
 
@@ -396,7 +411,7 @@ def test_garbage_at_weight_0_reaches_neither_value_loss_nor_gradient(garbage, cl
     dirty = {name: torch.where(mask, x.detach(), garbage) for name, x in clean.items()}
     dirty["weights"] = clean["weights"]
     dirty["token_values"].requires_grad_()
-    expected, actual = (value_loss(**x, cliprange=cliprange) for x in (clean, dirty))
+    expected, actual = (value_loss(**x, cliprange=cliprange)[0] for x in (clean, dirty))
     assert actual.item() == expected.item()
     grad = gradient(actual, dirty["token_values"])
     assert torch.equal(grad, gradient(expected, clean["token_values"]))

@@ -9,9 +9,10 @@ from tiny import tiny_llama, tiny_reward_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, OPTConfig
 
 import train_spo
-from spo import SPOConfig, models
-from spo.loading import load_policy, lora_config
-from spo.memory import (
+from spo import SPOConfig
+from spo.networks import build
+from spo.networks.loading import load_policy, lora_config
+from spo.networks.memory import (
     CARD_RESERVE,
     GIB,
     MemoryEstimate,
@@ -47,8 +48,8 @@ def test_weights_and_adapters_are_counted_exactly():
     args = config(value_layers=1.0)
     found = estimate_memory(model.config, args, prompt_length=8, peft_config=lora_config(4, 8))
     assert found.weights == sum(p.nbytes for p in model.parameters())
-    policy = models.build_policy(model, lora_config(4, 8))
-    assert found.adapters == 2 * sum(p.nbytes for p in policy.parameters)
+    policy = build.build_policy(model, lora_config(4, 8))
+    assert found.adapters == 2 * sum(p.nbytes for p in policy.trainable)
 
 
 def test_activations_are_what_the_real_forward_pass_saves():

@@ -10,8 +10,10 @@ from peft import PeftModel
 from tiny import byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import AutoModelForCausalLM
 
-from spo import SPOConfig, models
-from spo.loading import load_policy, lora_config, quantization_config
+from spo import SPOConfig
+from spo.networks import build
+from spo.networks.loading import load_policy, lora_config, quantization_config
+from spo.networks.network import decoder
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -59,16 +61,18 @@ def dequantized(model):
 
 def adapter_gradients(model) -> dict[str, torch.Tensor]:
     """Of a fixed loss, after a forward pass in eval mode, as sampling makes before every update."""
-    network = models.build_policy(model, lora_config(4, 8))
+    network = build.build_policy(model, lora_config(4, 8))
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters:
+    for parameter in network.trainable:
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     network.train(False)
-    with network.active() as decoder, torch.no_grad():
-        decoder(input_ids=IDS)
+    with network.active(), torch.no_grad():
+        decoder(network.model)(input_ids=IDS)
     network.train(True)
-    with network.active() as decoder:
-        network.head(decoder(input_ids=IDS).last_hidden_state).square().mean().backward()
+    with network.active():
+        network.head(
+            decoder(network.model)(input_ids=IDS).last_hidden_state
+        ).square().mean().backward()
     return {n: p.grad for n, p in network.model.named_parameters() if p.grad is not None}
 
 
@@ -139,13 +143,14 @@ def test_policy_and_critic_train_on_one_quantised_base(folder, bits, tmp_path):
         for n, p in trainer.policy.model.named_parameters()
         if "lora" not in n and "default" not in n
     }
-    before = [p.detach().clone() for p in trainer.critic.parameters]
+    critic = trainer.critic.network
+    before = [p.detach().clone() for p in critic.trainable]
     trainer.train()
     for name, parameter in trainer.policy.model.named_parameters():
         if name in base:
             assert torch.equal(parameter, base[name]), name
     assert any(
-        not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters, strict=True)
+        not torch.equal(a, b) for a, b in zip(before, trainer.critic.network.trainable, strict=True)
     )
     lines = runs.metrics_of(tmp_path)
     assert lines[0]["spo/value_mean"] == 0.0
@@ -154,10 +159,10 @@ def test_policy_and_critic_train_on_one_quantised_base(folder, bits, tmp_path):
 
 
 def test_a_4_bit_base_is_held_once(folder):
-    policy = models.build_policy(quantized(folder), lora_config(4, 8))
+    policy = build.build_policy(quantized(folder), lora_config(4, 8))
     critic, reference = (
-        models.critic_from_policy(policy, SPOConfig(value_layers=1.0)),
-        models.build_reference(policy),
+        build.critic_from_policy(policy, SPOConfig(value_layers=1.0)),
+        build.build_reference(policy),
     )
     owners = {id(n.model) for n in (policy, critic, reference)}
     assert len(owners) == 1
@@ -179,13 +184,16 @@ def test_a_separate_critic_in_4_bits_trains_its_own_adapter(reward_folder, tmp_p
         value_learning_rate=1e-2,
         bf16=True,
     )
-    assert any(isinstance(m, bnb.nn.Linear4bit) for m in trainer.critic.model.modules())
-    names = {id(p): n for n, p in trainer.critic.model.named_parameters()}
-    assert all("lora" in names[id(p)] or "score" in names[id(p)] for p in trainer.critic.parameters)
-    before = [p.detach().clone() for p in trainer.critic.parameters]
+    assert any(isinstance(m, bnb.nn.Linear4bit) for m in trainer.critic.network.model.modules())
+    names = {id(p): n for n, p in trainer.critic.network.model.named_parameters()}
+    assert all(
+        "lora" in names[id(p)] or "score" in names[id(p)] for p in trainer.critic.network.trainable
+    )
+    critic = trainer.critic.network
+    before = [p.detach().clone() for p in critic.trainable]
     trainer.train()
     assert any(
-        not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters, strict=True)
+        not torch.equal(a, b) for a, b in zip(before, trainer.critic.network.trainable, strict=True)
     )
 
 
@@ -210,9 +218,11 @@ def test_a_reward_model_in_few_bits_gives_nearly_the_same_rewards(bits, reward_f
 @pytest.mark.parametrize("optim", ["adamw_8bit", "adafactor", "adamw_torch_fused"])
 def test_optimisers_by_name_move_both_networks(optim, tmp_path):
     trainer = runs.make_trainer(tmp_path, value_model_path="policy", optim=optim, max_steps=2)
-    before = [p.detach().clone() for n in (trainer.policy, trainer.critic) for p in n.parameters]
+    before = [
+        p.detach().clone() for n in (trainer.policy, trainer.critic.network) for p in n.trainable
+    ]
     trainer.train()
-    after = [p for n in (trainer.policy, trainer.critic) for p in n.parameters]
+    after = [p for n in networks for p in n.trainable]
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert sum(moved) > len(moved) // 2
     assert len(trainer.optimizer.param_groups) == 2
@@ -234,4 +244,4 @@ def test_a_4_bit_model_repacked_for_inference_is_refused(folder):
     layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     layers[0].weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(ValueError, match="load it anew"):
-        models.build_policy(model, lora_config(4, 8))
+        build.build_policy(model, lora_config(4, 8))

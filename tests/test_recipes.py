@@ -9,7 +9,7 @@ import pytest
 import train_spo
 from spo.cli import Parser
 from spo.config import SPOConfig
-from spo.rewards import load_reward_functions
+from spo.rewards.functions import load_reward_functions
 
 ROOT = Path(train_spo.__file__).parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -12,14 +12,14 @@ import pytest
 import tiny
 
 from spo.data import create_reasoning_gym_task, encode_entry, load_dataset_by_name
-from spo.rewards import (
+from spo.rewards.functions import (
     RewardError,
     RewardFunction,
     RewardModel,
     load_reward_functions,
     score_completions,
 )
-from spo.verifiers import (
+from spo.rewards.verifiers import (
     format_reward,
     math_verify_reward,
     reasoning_gym_reward,

@@ -68,22 +68,14 @@ def test_infinities_nans_and_characters_survive(tmp_path):
     odd[1, 0] = np.float32(1e-45)
     texts = ["日本 👍🏽\n", 'quote " \\ \x00 nul']
     batch = dataclasses.replace(batch, token_logprobs_old=odd, completions=texts)
-    saved = load_rollouts(save_rollouts(batch, tmp_path / "x.parquet", config=CONFIG))
+    saved = load_rollouts(reference.save(batch, tmp_path / "x.parquet", config=CONFIG))
     assert_same(saved.rollouts, batch)
-
-
-def test_credit_is_computed_with_the_config_where_none_is_given(tmp_path):
-    batch = reference.rollouts(LENGTHS, 2)
-    settings = {"num_generations": 2, "entropy_percentile": 0.4}
-    saved = load_rollouts(save_rollouts(batch, tmp_path / "x.parquet", config=settings))
-    assert_same(saved.credit, assign_credit(batch, SPOConfig(**settings)))
-    assert saved.config["entropy_percentile"] == 0.4
 
 
 def test_folder_names_with_equal_signs_are_just_names(tmp_path):
     """Parquet readers take `step=5/` for a partition column unless told not to."""
     batch = reference.rollouts([2, 1], 2)
-    path = save_rollouts(batch, tmp_path / "step=5" / "lr=1e-5" / "x.parquet", config=CONFIG)
+    path = reference.save(batch, tmp_path / "step=5" / "lr=1e-5" / "x.parquet", config=CONFIG)
     assert_same(load_rollouts(path).rollouts, batch)
 
 
@@ -135,7 +127,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, mon
     batch = reference.rollouts([2, 1], 2)
     path = tmp_path / "x.parquet"
     if existing:
-        save_rollouts(batch, path, config=CONFIG)
+        reference.save(batch, path, config=CONFIG)
         before = path.read_bytes()
 
     def fail(table, where, **options):
@@ -144,14 +136,14 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, mon
 
     monkeypatch.setattr(pq, "write_table", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_rollouts(batch, path, config=CONFIG)
+        reference.save(batch, path, config=CONFIG)
     assert [p.name for p in tmp_path.iterdir()] == (["x.parquet"] if existing else [])
     if existing:
         assert path.read_bytes() == before
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
-    path = save_rollouts(reference.rollouts([200, 100], 2), tmp_path / "x.parquet", config=CONFIG)
+    path = reference.save(reference.rollouts([200, 100], 2), tmp_path / "x.parquet", config=CONFIG)
     column = pq.ParquetFile(path).metadata.row_group(0).column(8)
     data = bytearray(path.read_bytes())
     data[column.data_page_offset + column.total_compressed_size - 3] ^= 1
@@ -172,7 +164,7 @@ def test_a_parquet_file_of_someone_else_is_named_in_one_sentence(tmp_path):
 
 
 def test_a_file_of_another_schema_version_is_refused(tmp_path):
-    path = save_rollouts(reference.rollouts([2, 1], 2), tmp_path / "x.parquet", config=CONFIG)
+    path = reference.save(reference.rollouts([2, 1], 2), tmp_path / "x.parquet", config=CONFIG)
     table = pq.read_table(path)
     metadata = json.loads(table.schema.metadata[METADATA_KEY]) | {"schema_version": 99}
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)})
@@ -258,7 +250,7 @@ def test_selected_rows_are_those_rows(rows):
 
 def test_columns_read_by_hand_make_the_same_rollouts(tmp_path):
     batch = reference.rollouts(LENGTHS, 2)
-    path = save_rollouts(batch, tmp_path / "x.parquet", config=CONFIG)
+    path = reference.save(batch, tmp_path / "x.parquet", config=CONFIG)
     first_group = pq.ParquetFile(path).read_row_group(0)
     columns = {name: first_group.column(name) for name in first_group.column_names}
     metadata = json.loads(first_group.schema.metadata[METADATA_KEY])

@@ -6,25 +6,27 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spo.config import SPOConfig
-from spo.models import Network
-from spo.scoring import (
-    MicroBatch,
-    TokenRows,
-    hidden_states,
+from spo.networks.batching import MicroBatch, Sequences
+from spo.networks.logprobs import (
     logprobs_and_entropies,
-    score_rows,
-    states_before_tokens,
     token_logprobs,
     token_logprobs_and_entropies,
+)
+from spo.networks.network import (
+    Network,
+    Numerics,
+    decoder,
+    hidden_states,
+    states_before_tokens,
     token_values,
 )
+from spo.scoring import score_rows
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
@@ -34,11 +36,6 @@ COMPLETIONS = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # matrices this small only wait for a second one
-
-
-@pytest.fixture(scope="module")
-def accelerator():
-    return Accelerator(cpu=True)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +50,14 @@ def critic():
     return Network(model, model.score)
 
 
-def score(network, what, accelerator, prompts=PROMPTS, completions=COMPLETIONS, **settings):
-    return score_rows(network, what, prompts, completions, accelerator, SPOConfig(**settings))
+def score(network, what, prompts=PROMPTS, completions=COMPLETIONS, **settings):
+    args = SPOConfig(**settings)
+    network = Network(
+        network.model,
+        network.head,
+        numerics=Numerics(args.mixed_precision, args.temperature, args.logits_chunk_size),
+    )
+    return score_rows(network, what, Sequences(prompts, completions, args.share_prompts), args)
 
 
 # --- layout and the causal shift ------------------------------------------------------------------
@@ -63,9 +66,9 @@ def score(network, what, accelerator, prompts=PROMPTS, completions=COMPLETIONS, 
 def test_layout_of_ragged_rows():
     batch = MicroBatch.build(np.array([2, 0]), PROMPTS, COMPLETIONS, CPU)
     assert batch.input_ids.tolist() == [[9, 10, 11, 12, 13, 26], [5, 6, 7, 20, 21, 0]]
-    assert batch.token_rows.tolist() == [0, 1, 1]
-    assert batch.token_columns.tolist() == [0, 0, 1]
-    assert batch.state_columns.tolist() == [4, 2, 3]
+    assert batch.row_of_token.tolist() == [0, 1, 1]
+    assert batch.position_of_token.tolist() == [0, 0, 1]
+    assert batch.state_position.tolist() == [4, 2, 3]
     assert batch.targets.tolist() == [26, 20, 21]
     rows = batch.to_rows(torch.tensor([1.0, 2.0, 3.0]))
     assert rows.tolist() == [[1.0, 0.0], [2.0, 3.0]]
@@ -95,10 +98,10 @@ def test_the_state_of_a_token_is_the_one_before_it_is_read():
     assert torch.equal(states, states_before_tokens(everything, batch))
 
 
-def test_token_t_decides_nothing_about_its_own_value_and_everything_after(critic, accelerator):
+def test_token_t_decides_nothing_about_its_own_value_and_everything_after(critic):
     changed = [*COMPLETIONS[1][:2], 99, *COMPLETIONS[1][3:]]
-    (before,) = score(critic, ("values",), accelerator, [PROMPTS[1]], [COMPLETIONS[1]])
-    (after,) = score(critic, ("values",), accelerator, [PROMPTS[1]], [changed])
+    (before,) = score(critic, "values", [PROMPTS[1]], [COMPLETIONS[1]])
+    (after,) = score(critic, "values", [PROMPTS[1]], [changed])
     np.testing.assert_array_equal(before[0][:3], after[0][:3])
     assert before[0][3] != after[0][3]
 
@@ -120,8 +123,8 @@ def test_to_rows_gives_each_token_its_own_gradient():
 def test_micro_batches_hold_every_row_once_within_the_limits(lengths, max_rows, max_tokens, seed):
     rows = np.random.default_rng(seed).permutation(len(lengths))[: max(1, len(lengths) - 2)]
     lengths = np.array(lengths)
-    token_rows = TokenRows([[0]] * len(lengths), [[0] * (n - 1) for n in lengths])
-    parts = token_rows.split(rows, max_rows, max_tokens)
+    sequences = Sequences([[0]] * len(lengths), [[0] * (n - 1) for n in lengths])
+    parts = sequences.split(rows, max_rows, max_tokens)
     assert sorted(np.concatenate(parts).tolist()) == sorted(rows.tolist())
     in_order = lengths[np.concatenate(parts)]
     assert (np.diff(in_order) <= 0).all()  # longest first
@@ -133,7 +136,7 @@ def test_micro_batches_hold_every_row_once_within_the_limits(lengths, max_rows, 
 
 
 def test_no_rows_make_no_micro_batches():
-    assert TokenRows([[1]] * 2, [[2]] * 2, share_prompts=True).split(np.arange(0), 2) == []
+    assert Sequences([[1]] * 2, [[2]] * 2, share_prompts=True).split(np.arange(0), 2) == []
 
 
 # --- shared prompts -------------------------------------------------------------------------------
@@ -143,16 +146,16 @@ SHARED = [PROMPTS[0]] * 3 + [PROMPTS[2]] * 2
 
 def test_prompts_stay_together_where_that_is_less_to_compute():
     rows = np.arange(4)
-    long_prompts = TokenRows([[1] * 50, [2] * 50] * 2, [[0] * 9, [0] * 8, [0] * 1, [0] * 2], True)
+    long_prompts = Sequences([[1] * 50, [2] * 50] * 2, [[0] * 9, [0] * 8, [0] * 1, [0] * 2], True)
     assert [part.tolist() for part in long_prompts.split(rows, 2)] == [[0, 2], [1, 3]]
-    ragged = TokenRows([[1] * 5, [2] * 5] * 2, [[0] * 90, [0] * 80, [0] * 1, [0] * 2], True)
+    ragged = Sequences([[1] * 5, [2] * 5] * 2, [[0] * 90, [0] * 80, [0] * 1, [0] * 2], True)
     assert [part.tolist() for part in ragged.split(rows, 2)] == [[0, 1], [3, 2]]
 
 
 def test_a_prompt_alone_in_its_micro_batch_is_not_split_off():
-    (batch,) = TokenRows([PROMPTS[2]], [[1, 2]], True).micro_batches(np.arange(1), 8, None, CPU)
+    (batch,) = Sequences([PROMPTS[2]], [[1, 2]], True).micro_batches(np.arange(1), 8, None, CPU)
     assert batch.prefixes is None
-    (batch,) = TokenRows([[7]] * 3, [[1, 2]] * 3, True).micro_batches(np.arange(3), 8, None, CPU)
+    (batch,) = Sequences([[7]] * 3, [[1, 2]] * 3, True).micro_batches(np.arange(3), 8, None, CPU)
     assert batch.prefixes is None
 
 
@@ -165,8 +168,8 @@ def test_shared_prompts_change_neither_states_nor_gradients(rows, policy):
         batch = MicroBatch.build(np.array(rows), SHARED, completions, CPU, share_prompts)
         assert (batch.prefixes is not None) == share_prompts
         policy.model.zero_grad()
-        with policy.active() as decoder:
-            states = hidden_states(decoder, batch)
+        with policy.active():
+            states = hidden_states(decoder(policy.model), batch)
         token_logprobs(states, policy.head, batch.targets, 1.0, 4).square().sum().backward()
         gradient = [parameter.grad.clone() for parameter in policy.model.parameters()]
         return batch.to_rows(states.detach().sum(-1)), gradient
@@ -178,11 +181,11 @@ def test_shared_prompts_change_neither_states_nor_gradients(rows, policy):
     policy.model.zero_grad()
 
 
-def test_shared_prompts_change_no_scores(policy, accelerator):
+def test_shared_prompts_change_no_scores(policy):
     completions = [*COMPLETIONS, [30, 31, 32]]
-    what = ("logprobs", "entropies")
-    shared = score(policy, what, accelerator, SHARED, completions)
-    whole = score(policy, what, accelerator, SHARED, completions, gradient_checkpointing=True)
+    what = "logprobs_and_entropies"
+    shared = score(policy, what, SHARED, completions)
+    whole = score(policy, what, SHARED, completions, gradient_checkpointing=True)
     for ours, theirs in zip(shared, whole, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
@@ -302,23 +305,20 @@ class LargestLogits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("head_trains", [True, False])
-def test_logits_exist_for_one_chunk_at_a_time_forward_and_backward(
-    policy, accelerator, head_trains
-):
+def test_logits_exist_for_one_chunk_at_a_time_forward_and_backward(policy, head_trains):
     vocab, chunk = tiny.VOCAB_SIZE, 3
     prompts, completions = [[1, 2]] * 4, [[3] * 10] * 4
     batch = MicroBatch.build(np.arange(4), prompts, completions, CPU)
     policy.head.requires_grad_(head_trains)
-    with LargestLogits(policy.head) as recorder, policy.active() as decoder:
-        states = hidden_states(decoder, batch)
+    with LargestLogits(policy.head) as recorder, policy.active():
+        states = hidden_states(decoder(policy.model), batch)
         token_logprobs(states, policy.head, batch.targets, 1.0, chunk).sum().backward()
     policy.head.requires_grad_(True)
     assert recorder.largest == chunk * vocab
     with LargestLogits(policy.head) as recorder:
         score(
             policy,
-            ("logprobs", "entropies"),
-            accelerator,
+            "logprobs_and_entropies",
             prompts,
             completions,
             logits_chunk_size=chunk,
@@ -334,11 +334,9 @@ def test_logits_exist_for_one_chunk_at_a_time_forward_and_backward(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_scores_equal_one_plain_forward_pass_per_row(policy, critic, accelerator, temperature):
-    logprobs, entropies = score(
-        policy, ("logprobs", "entropies"), accelerator, temperature=temperature
-    )
-    (values,) = score(critic, ("values",), accelerator)
+def test_scores_equal_one_plain_forward_pass_per_row(policy, critic, temperature):
+    logprobs, entropies = score(policy, "logprobs_and_entropies", temperature=temperature)
+    (values,) = score(critic, "values")
     for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         ids = torch.tensor([[*prompt, *completion]])
         before = slice(len(prompt) - 1, ids.shape[1] - 1)
@@ -362,19 +360,15 @@ def test_scores_equal_one_plain_forward_pass_per_row(policy, critic, accelerator
         {"logits_chunk_size": 1},
     ],
 )
-def test_scores_do_not_depend_on_the_micro_batch(policy, accelerator, settings):
-    what = ("logprobs", "entropies")
-    for ours, theirs in zip(
-        score(policy, what, accelerator, **settings), score(policy, what, accelerator), strict=True
-    ):
+def test_scores_do_not_depend_on_the_micro_batch(policy, settings):
+    what = "logprobs_and_entropies"
+    for ours, theirs in zip(score(policy, what, **settings), score(policy, what), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def test_empty_completions_score_to_nothing(policy, accelerator):
-    logprobs, _ = score(
-        policy, ("logprobs", "entropies"), accelerator, PROMPTS[:3], [[], [3, 4], []]
-    )
+def test_empty_completions_score_to_nothing(policy):
+    logprobs, _ = score(policy, "logprobs_and_entropies", PROMPTS[:3], [[], [3, 4], []])
     assert [len(x) for x in logprobs] == [0, 2, 0]
-    (alone,) = score(policy, ("logprobs",), accelerator, PROMPTS[1:2], [[3, 4]])
+    alone, _ = score(policy, "logprobs_and_entropies", PROMPTS[1:2], [[3, 4]])
     np.testing.assert_allclose(logprobs[1], alone[0], atol=1e-6)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import train_spo
 from spo import SPOConfig
-from spo.rewards import RewardError
+from spo.rewards.functions import RewardError
 
 PROMISED_METRICS = (
     "spo/policy_loss",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spo.segments import (
     MIN_BOUNDARY_ENTROPY,
-    entropy_cut,
+    entropy_threshold,
     find_boundaries,
     segment_ids_from_boundaries,
     segment_starts,
@@ -159,7 +159,8 @@ def test_segment_starts_are_the_first_tokens_of_segments(seed, lengths):
     np.testing.assert_array_equal(segment_starts(ids), expected)
 
 
-def test_entropy_cut_is_the_lowest_entropy_that_became_a_boundary():
+def test_entropy_threshold_is_the_lowest_entropy_that_became_a_boundary():
     entropies, mask = np.array([[0.2, 0.9, 0.5, 0.7]]), np.ones((1, 4), bool)
-    assert entropy_cut(entropies, find_boundaries(entropies, mask, 0.5)) == 0.7
-    assert entropy_cut(entropies, np.zeros((1, 4), bool)) is None
+    assert entropy_threshold(entropies, mask, 0.5) == 0.7
+    assert entropy_threshold(entropies, mask, 0.0) is None
+    assert entropy_threshold(entropies, mask, 1.0) == entropies[mask].min()

@@ -16,8 +16,9 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from spo import SPOConfig, models
-from spo.loading import load_tokenizer
+from spo import SPOConfig
+from spo.networks import build
+from spo.networks.loading import load_tokenizer
 from spo.rollouts import load_rollouts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -111,7 +112,7 @@ def test_adapter_and_critic_load_and_changed_something(run):
         assert torch.equal(base, fresh(ids).logits)
     assert not torch.equal(trained, base)
 
-    policy = models.build_policy(adapted)
-    critic = models.build_critic(str(run / "critic"), policy, SPOConfig(), tokenizer)
+    policy = build.build_policy(adapted)
+    critic = build.build_critic(str(run / "critic"), policy, SPOConfig(), tokenizer)
     assert critic.head.weight.shape == (1, fresh.config.hidden_size)
     assert critic.head.weight.abs().sum() > 0  # it began at zero

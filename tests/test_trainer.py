@@ -19,8 +19,10 @@ from transformers import (
     TrainerCallback,
 )
 
-from spo import SPOConfig, SPOTrainer, models
+from spo import SPOConfig, SPOTrainer
 from spo.advantages import assign_credit
+from spo.networks import build
+from spo.networks.network import Network, decoder
 from spo.rollouts import load_rollouts
 
 IDS = torch.tensor([[72, 101, 108, 108, 111]])
@@ -54,7 +56,7 @@ def assert_trained(trainer, has_critic):
     assert [line["step"] for line in lines] == [1, 2]  # 2 prompts, one a step
     assert all(line["spo/mean_segments_per_sequence"] >= 1 for line in lines)
     assert all(("spo/value_loss" in line) == has_critic for line in lines)
-    assert (run / "critic").exists() == (trainer.critic is not None) == has_critic
+    assert (run / "critic").exists() == (trainer.critic.network is not None) == has_critic
     AutoModelForCausalLM.from_pretrained(run)
 
 
@@ -248,7 +250,7 @@ def test_the_reference_stays_the_initial_policy(kind, tmp_path):
     def initial():
         torch.manual_seed(0)
         if kind == "tuned adapter":
-            model = models.get_peft_model(runs.policy(), lora(init_lora_weights=False))
+            model = build.get_peft_model(runs.policy(), lora(init_lora_weights=False))
             return model
         return runs.policy()
 
@@ -516,7 +518,7 @@ def test_bfloat16_autocast_keeps_float32_weights_after_a_float32_trainer(tmp_pat
     trainer.train()
     assert trainer.accelerator.mixed_precision == "bf16"
     assert changed(before, runs.weights_of(trainer)) == {"policy", "critic"}
-    assert {p.dtype for p in trainer.policy.parameters} == {torch.float32}
+    assert {p.dtype for p in trainer.policy.trainable} == {torch.float32}
     saved = runs.rollouts_of(tmp_path / "run")[0].rollouts
     rounding = np.abs(saved.token_logprobs_old - naive_logprobs(runs.policy(), saved)).max()
     assert 1e-4 < rounding < 0.5, "not computed in bfloat16"
@@ -570,10 +572,10 @@ def test_the_critic_learns_predictable_returns(tmp_path):
 
 # --- what is saved ---------------------------------------------------------------------------
 @torch.no_grad()
-def output(network: models.Network) -> torch.Tensor:
+def output(network: Network) -> torch.Tensor:
     network.train(False)
-    with network.active() as decoder:
-        return network.head(decoder(input_ids=IDS).last_hidden_state)
+    with network.active():
+        return network.head(decoder(network.model)(input_ids=IDS).last_hidden_state)
 
 
 def test_full_models_load_again(tmp_path):
@@ -588,12 +590,12 @@ def test_full_models_load_again(tmp_path):
 
     critic = AutoModelForSequenceClassification.from_pretrained(run / "critic")
     assert critic.config.num_labels == 1
-    values = output(trainer.critic)
+    values = output(trainer.critic.network)
     torch.testing.assert_close(critic(IDS).logits[0], values[0, -1])
     again = runs.make_trainer(
         tmp_path / "again", str(run), value_model_path=str(run / "critic"), max_steps=1
     )
-    torch.testing.assert_close(output(again.critic), values)
+    torch.testing.assert_close(output(again.critic.network), values)
     torch.testing.assert_close(output(again.policy), output(trainer.policy))
 
 
@@ -613,7 +615,7 @@ def test_adapters_load_again(tmp_path):
     assert (logits - runs.policy()(IDS).logits).abs().max() > 0.01
     again = runs.make_trainer(tmp_path / "again", str(run), value_model=str(run / "critic"))
     torch.testing.assert_close(output(again.policy), logits)
-    torch.testing.assert_close(output(again.critic), output(trainer.critic))
+    torch.testing.assert_close(output(again.critic.network), output(trainer.critic.network))
 
 
 def test_the_card_says_what_was_done(tmp_path):

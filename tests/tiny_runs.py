@@ -98,12 +98,12 @@ def rollouts_of(run: Any) -> list[SavedRollouts]:
 
 def weights_of(trainer: SPOTrainer) -> dict[str, np.ndarray]:
     """A copy of everything the optimizer trains."""
-    networks = {"policy": trainer.policy, "critic": trainer.critic}
+    networks = {"policy": trainer.policy, "critic": trainer.critic.network}
     return {
         f"{name}.{i}": parameter.detach().numpy().copy()
         for name, network in networks.items()
         if network is not None
-        for i, parameter in enumerate(network.parameters)
+        for i, parameter in enumerate(network.trainable)
     }
 
 

@@ -7,22 +7,20 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from spo import models
-from spo.advantages import Credit
 from spo.config import SPOConfig
-from spo.model_card import model_card
-from spo.rollouts import Rollouts, save_rollouts, select_rows
-
-if TYPE_CHECKING:
-    from spo.trainer import SPOTrainer
+from spo.networks.build import CRITIC, POLICY
+from spo.networks.network import Network
+from spo.rollouts import Credit, Rollouts, save_rollouts, select_rows
+from spo.values.critic import Critic
 
 CONFIG_FILE, STATE_FILE, WEIGHTS_FILE = (
     "spo_config.json",
@@ -72,32 +70,35 @@ def _remove_run(output_dir: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def write_config(trainer: "SPOTrainer") -> None:
-    if trainer.accelerator.is_main_process:
-        (trainer.output_dir / CONFIG_FILE).write_text(trainer.args.to_json_string() + "\n")
-
-
-def run_id(output_dir: Path, args: SPOConfig) -> str:
-    return args.run_name or output_dir.name
+def write_config(output_dir: Path, args: SPOConfig) -> None:
+    """The resolved configuration, beside what it makes."""
+    (output_dir / CONFIG_FILE).write_text(args.to_json_string() + "\n")
 
 
 def save_offending_rows(
-    trainer: "SPOTrainer", rollouts: Rollouts, credit: Credit, rows, step: int
+    rollouts: Rollouts, credit: Credit | None, rows: Any, path: Path, args: SPOConfig, run_id: str
 ) -> Path:
-    """The whole prompt groups of the given rows, for a look at what broke the loss."""
-    groups = sorted({int(row) // rollouts.num_generations for row in rows})
+    """The whole prompt groups of the given rows, for a look at what broke the loss.
+
+    Before credit is assigned (None) a completion is one segment of advantage 0.
+    """
     size = rollouts.num_generations
-    chosen = [group * size + i for group in groups for i in range(size)]
+    groups = sorted({int(row) // size for row in rows})
+    chosen = np.array([group * size + i for group in groups for i in range(size)])
+    part = select_rows(rollouts, chosen)
+    if credit is None:
+        uncut = np.where(part.completion_mask, 0, -1)
+        return save_rollouts(
+            part, path, Credit(uncut, np.zeros(uncut.shape, np.float32), None), args, run_id
+        )
     returns = credit.token_returns
-    part = Credit(
+    of_part = Credit(
         credit.segment_ids[chosen],
         credit.token_advantages[chosen],
         None if returns is None else returns[chosen],
         credit.entropy_threshold,
     )
-    rank = trainer.accelerator.process_index
-    path = trainer.output_dir / f"non-finite-step-{step:06d}-process-{rank}.parquet"
-    return save_rollouts(select_rows(rollouts, chosen), path, part, trainer.args, trainer.run_id)
+    return save_rollouts(part, path, of_part, args, run_id)
 
 
 # --- checkpoints -----------------------------------------------------------------------------
@@ -108,9 +109,16 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
     return sorted(path for path in output_dir.glob("checkpoint-*") if (path / STATE_FILE).is_file())
 
 
-def save_checkpoint(trainer: "SPOTrainer", step: int) -> Path:
-    """Trained weights, optimizer, schedule, random states and the step."""
-    accelerator, output_dir = trainer.accelerator, trainer.output_dir
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: Path,
+    step: int,
+    weights: dict[str, torch.Tensor],
+    run_id: str,
+    save_total_limit: int | None = None,
+) -> Path:
+    """`weights` (everything that training changes), optimizers, schedules, random states and the
+    step."""
     final = output_dir / f"checkpoint-{step:06d}"
     temporary = output_dir / f".checkpoint-{step:06d}.tmp"
     if accelerator.is_main_process and temporary.exists():
@@ -118,52 +126,37 @@ def save_checkpoint(trainer: "SPOTrainer", step: int) -> Path:
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
     if accelerator.is_main_process:
-        save_file(trained_weights(trainer), temporary / WEIGHTS_FILE)
-        state = {"step": step, "world_size": accelerator.num_processes, "run_id": trainer.run_id}
+        contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(contiguous, temporary / WEIGHTS_FILE)
+        state = {"step": step, "world_size": accelerator.num_processes, "run_id": run_id}
         (temporary / STATE_FILE).write_text(json.dumps(state))
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
-        if trainer.args.save_total_limit is not None:
-            for old in checkpoints_in(output_dir)[: -trainer.args.save_total_limit]:
+        if save_total_limit is not None:
+            for old in checkpoints_in(output_dir)[:-save_total_limit]:
                 shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
 
 
-def trained_weights(trainer: "SPOTrainer") -> dict[str, torch.Tensor]:
-    """Every parameter that training changes, by network and position."""
-    parameters = {"policy": trainer.policy.parameters}
-    if trainer.critic is not None:
-        parameters["critic"] = trainer.critic.parameters
-    weights = {
-        f"{name}.{i}": parameter.detach().contiguous()
-        for name, of_network in parameters.items()
-        for i, parameter in enumerate(of_network)
-    }
-    if trainer.path_value is not None:
-        weights |= {f"path_value.{k}": v for k, v in trainer.path_value.state().items()}
-    return weights
-
-
-def resume(trainer: "SPOTrainer", checkpoint: str | bool) -> int:
-    """Restore a checkpoint into the trainer; returns the steps it had done."""
-    path = find_checkpoint(trainer.output_dir, checkpoint)
+def restore_checkpoint(
+    accelerator: Accelerator, path: Path, weights: dict[str, torch.Tensor], max_steps: int
+) -> int:
+    """Write a checkpoint into `weights` and what Accelerate prepared; returns the steps it had
+    done."""
     state = json.loads((path / STATE_FILE).read_text())
-    if state["step"] > trainer.max_steps:
-        raise ValueError(
-            f"{path} has done {state['step']} steps, more than max_steps={trainer.max_steps}."
-        )
+    if state["step"] > max_steps:
+        raise ValueError(f"{path} has done {state['step']} steps, more than max_steps={max_steps}.")
     saved = load_file(path / WEIGHTS_FILE)
-    current = trained_weights(trainer)
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in weights.items()}:
         raise ValueError(
             f"{path} was written by a run with other models or adapters than this one; resume with "
             "the flags of that run."
         )
-    for name, parameter in current.items():
-        parameter.copy_(saved[name])
-    trainer.accelerator.load_state(str(path))
+    for name, tensor in weights.items():
+        tensor.copy_(saved[name])
+    accelerator.load_state(str(path))
     return state["step"]
 
 
@@ -182,35 +175,30 @@ def find_checkpoint(output_dir: Path, checkpoint: str | bool) -> Path:
 # --- the model -------------------------------------------------------------------------------
 
 
-def save_model(trainer: "SPOTrainer", output_dir: Path) -> Path:
-    """Policy at the top, critic in `critic/`, both in Hugging Face form; card and config."""
-    if trainer.accelerator.is_main_process:
-        policy = trainer.policy.model
-        if isinstance(policy, PeftModel):
-            policy.save_pretrained(output_dir, selected_adapters=[models.POLICY])
-        else:
-            policy.save_pretrained(output_dir)
-        trainer.processing_class.save_pretrained(output_dir)
-        if trainer.critic is not None:
-            _save_critic(trainer, output_dir / "critic")
-        write_config(trainer)
-        (output_dir / "README.md").write_text(model_card(trainer))
-    trainer.accelerator.wait_for_everyone()
-    return output_dir
+def save_policy(policy: Network, processing_class: Any, folder: Path) -> None:
+    """The policy, or its adapter alone, in Hugging Face form."""
+    if isinstance(policy.model, PeftModel):
+        policy.model.save_pretrained(folder, selected_adapters=[POLICY])
+    else:
+        policy.model.save_pretrained(folder)
+    processing_class.save_pretrained(folder)
 
 
-def _save_critic(trainer: "SPOTrainer", folder: Path) -> None:
-    """A sequence-classification checkpoint, or, on a shared base, an adapter of one."""
-    critic = trainer.critic
-    trainer.processing_class.save_pretrained(folder)
-    if trainer.path_value is not None:
-        trainer.path_value.save(folder)
-    if critic.model is not trainer.policy.model:
-        critic.model.save_pretrained(folder)
+def save_critic(critic: Critic, policy: Network, processing_class: Any, folder: Path) -> None:
+    """The critic's network as a sequence-classification checkpoint, or, on a shared base, an
+    adapter of one; beside it the sums of the path regression. Nothing without a network."""
+    network = critic.network
+    if network is None:
         return
-    config = critic.model.peft_config[models.CRITIC]
-    state = get_peft_model_state_dict(critic.model, adapter_name=models.CRITIC)
-    state["base_model.model.score.weight"] = critic.head.weight.detach()
+    processing_class.save_pretrained(folder)
+    if critic.path is not None:
+        critic.path.save(folder)
+    if network.model is not policy.model:
+        network.model.save_pretrained(folder)
+        return
+    config = network.model.peft_config[CRITIC]
+    state = get_peft_model_state_dict(network.model, adapter_name=CRITIC)
+    state["base_model.model.score.weight"] = network.head.weight.detach()
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
     saved = json.loads(json.dumps(config.to_dict(), default=_jsonable))
     saved |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"], "inference_mode": True}
@@ -221,19 +209,16 @@ def _jsonable(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else str(value)
 
 
-def push_to_hub(trainer: "SPOTrainer", commit_message: str, **kwargs: Any) -> str | None:
+def push_to_hub(output_dir: Path, args: SPOConfig, commit_message: str, **kwargs: Any) -> str:
     """Upload the saved model, the critic and the card; checkpoints and rollouts stay here."""
-    trainer.accelerator.wait_for_everyone()
-    if not trainer.accelerator.is_main_process:
-        return None
     from huggingface_hub import HfApi
 
     api = HfApi()
-    repo_id = trainer.args.hub_model_id or trainer.output_dir.name
-    repo_id = api.create_repo(repo_id, private=trainer.args.hub_private_repo, exist_ok=True).repo_id
+    repo_id = args.hub_model_id or output_dir.name
+    repo_id = api.create_repo(repo_id, private=args.hub_private_repo, exist_ok=True).repo_id
     return api.upload_folder(
         repo_id=repo_id,
-        folder_path=trainer.output_dir,
+        folder_path=output_dir,
         commit_message=commit_message,
         ignore_patterns=["checkpoint-*", ".checkpoint-*", "rollouts/*", "*.tmp"],
         **kwargs,

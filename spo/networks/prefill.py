@@ -1,7 +1,7 @@
 """Prompts -> the key-value cache that their completions go on from, each prompt computed once.
 
-Sampling and the update share it: behind `run` stands an ordinary forward pass, so gradients go
-through the cache, too.
+Sampling and the update share it: behind `DecodeStep.run` stands an ordinary forward pass, so
+gradients go through the cache.
 
 Axes: b rows, P distinct prompts among them, L tokens of the longest, H hidden width.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 1 / 8
@@ -56,10 +56,10 @@ def _with_room(cached: Tensor, length: int) -> Tensor:
     return whole
 
 
-def empty_cache(decoder: nn.Module) -> DynamicCache:
+def empty_cache(config: PreTrainedConfig) -> DynamicCache:
     """Layers with room; those of another kind, a sliding window's for one, as transformers has
     them."""
-    cache = DynamicCache(config=decoder.config)
+    cache = DynamicCache(config=config)
     cache.layers = [
         PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
@@ -92,20 +92,41 @@ class SharedPrompts:
         of_row = np.array([index[tuple(prompt)] for prompt in prompt_ids])
         return cls(*(torch.from_numpy(x).to(device) for x in (input_ids, mask, of_row)))
 
-    def run(self, decoder: nn.Module) -> tuple[Float[Tensor, "P L H"], DynamicCache]:
-        """Hidden states of the distinct prompts, and the cache with an entry per row."""
-        cache = empty_cache(decoder)
-        states = decoder(
-            input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
-            position_ids=(self.attention_mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        cache.batch_select_indices(self.of_row)
-        return states, cache
+    def first_step(self, config: PreTrainedConfig) -> "DecodeStep":
+        """The distinct prompts and an empty cache for a decoder of this config."""
+        return DecodeStep(
+            self.input_ids,
+            self.attention_mask,
+            (self.attention_mask.cumsum(1) - 1).clamp(min=0),
+            empty_cache(config),
+        )
 
     @property
     def row_mask(self) -> Int[Tensor, "b L"]:
         """The attention mask of every row's prompt."""
         return self.attention_mask[self.of_row]
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """Tokens that follow what a key-value cache holds; the pass appends them to it.
+
+    Attributes:
+        input_ids, position_ids: (b, S).
+        attention_mask: over the cached tokens and these, (b, cached + S).
+    """
+
+    input_ids: Int[Tensor, "b S"]
+    attention_mask: Int[Tensor, "b K"]
+    position_ids: Int[Tensor, "b S"]
+    cache: DynamicCache
+
+    def run(self, decoder: nn.Module) -> Float[Tensor, "b S H"]:
+        """The last hidden states."""
+        return decoder(
+            input_ids=self.input_ids,
+            attention_mask=self.attention_mask,
+            position_ids=self.position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,6 +68,7 @@ class PathValue:
         covariance, products: the sums Σ x xᵀ and Σ x y over tokens, (D, D) and (D,).
     """
 
+    name = "path"
     MEMORY = 256
     RIDGE = 10.0
 
@@ -75,7 +76,9 @@ class PathValue:
         self.covariance = torch.zeros(NUM_PRODUCTS, NUM_PRODUCTS, dtype=torch.float64)
         self.products = torch.zeros(NUM_PRODUCTS, dtype=torch.float64)
 
-    def predict(self, rollouts: Rollouts) -> Float[np.ndarray, "B T"]:
+    def predict(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T"]:
         """Before every token; a constant on padding."""
         ridge = self.RIDGE * torch.eye(NUM_PRODUCTS, dtype=torch.float64)
         weights = torch.linalg.solve(self.covariance + ridge, self.products)
@@ -86,13 +89,14 @@ class PathValue:
         rollouts: Rollouts,
         targets: Float[np.ndarray, "B T"],
         mask: Bool[np.ndarray, "B T"],
-    ) -> None:
+    ) -> dict[str, float]:
         """Take in the masked tokens of a rollout batch."""
         inputs = torch.from_numpy(_inputs(rollouts)[mask])
         wanted = torch.from_numpy(targets[mask].astype(np.float64))
         kept = math.exp(-len(rollouts) / self.MEMORY)
         self.covariance.mul_(kept).add_(inputs.T @ inputs)
         self.products.mul_(kept).add_(inputs.T @ wanted)
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold; writing into these tensors restores it."""

@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +18,6 @@ from tqdm import tqdm
 
 from spo.config import SPOConfig
 from spo.rollouts import Rollouts
-
-if TYPE_CHECKING:
-    from spo.trainer import SPOTrainer
 
 BAR_FORMAT = "{n_fmt}/{total_fmt} {bar} {desc}"
 
@@ -177,11 +174,11 @@ def summary(metrics: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def closing_words(trainer: "SPOTrainer") -> str:
+def closing_words(
+    run: Path, evaluations: list[tuple[int, dict[str, float]]], has_critic_network: bool
+) -> str:
     """Before and after, where everything is, and how to look at it."""
-    run = trainer.output_dir
     lines = [""]
-    evaluations = trainer.reporter.evaluations
     if len(evaluations) > 1:
         (first, before), (last, after) = evaluations[0], evaluations[-1]
         name = "eval/accuracy" if "eval/accuracy" in after else "eval/reward"
@@ -190,7 +187,7 @@ def closing_words(trainer: "SPOTrainer") -> str:
             f"after (steps {first} and {last})"
         ]
     lines += [f"model     {run}"]
-    lines += [f"critic    {run / 'critic'}"] if trainer.critic else []
+    lines += [f"critic    {run / 'critic'}"] if has_critic_network else []
     lines += [f"metrics   {run / 'metrics.jsonl'}", f"rollouts  {run / 'rollouts'}"]
     lines += [f"inspect   python app.py {run}"]
     return "\n".join(lines)

@@ -24,16 +24,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from spo.data import nearest_hint
-from spo.verifiers import (
-    format_reward,
-    math_verify_reward,
-    reasoning_gym_reward,
-    soft_overlong_reward,
-)
+from spo.options import nearest_hint
+from spo.rewards.reward_model import RewardModel, load_reward_model
+from spo.rewards.verifiers import BUILTIN_REWARDS
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-BUILTIN_REWARDS = ("reasoning_gym", "math_verify", "format", "soft_overlong")
 
 
 class RewardError(RuntimeError):
@@ -72,6 +67,7 @@ def load_reward_functions(
     reward_funcs,
     reward_processing_classes=None,
     *,
+    reward_weights=None,
     max_completion_length=None,
     device=None,
     quantization_config=None,
@@ -83,6 +79,7 @@ def load_reward_functions(
             `path/to/file.py:function`, a function, a reward model's folder or hub id or the model.
         reward_processing_classes: a reward model's tokenizer, or one entry for each reward (None
             for functions); None loads it from where its model came from.
+        reward_weights: None, or one number for each.
         max_completion_length: what `soft_overlong` measures against, in tokens.
         device: where reward models are put.
         quantization_config: of reward models given by folder or hub id.
@@ -101,6 +98,10 @@ def load_reward_functions(
         raise ValueError(
             f"{len(classes)} reward_processing_classes do not fit {len(funcs)} reward_funcs: "
             "give one for each, None for functions."
+        )
+    if reward_weights is not None and len(reward_weights) != len(funcs):
+        raise ValueError(
+            f"reward_weights has {len(reward_weights)} entries for {len(funcs)} reward functions."
         )
     functions: list[RewardFunction] = []
     for func, processing_class in zip(funcs, classes, strict=True):
@@ -123,17 +124,12 @@ def _resolve(
         return func
     if not isinstance(func, str):
         raise ValueError(f"A reward is a name, a function or a model, not {func!r}.")
-    if func == "soft_overlong":
-        if max_completion_length is None:
-            raise ValueError("The reward 'soft_overlong' needs max_completion_length.")
-        return soft_overlong_reward(max_completion_length, max(1, max_completion_length // 5))
     if func in BUILTIN_REWARDS:
-        verifiers = {"reasoning_gym": reasoning_gym_reward, "math_verify": math_verify_reward}
-        return verifiers.get(func) or format_reward()
+        return BUILTIN_REWARDS[func](max_completion_length)
     if ":" in func:
         return _import_function(func)
     if "/" in func or Path(func).exists():
-        return _load_reward_model(func, processing_class, device, quantization_config)
+        return load_reward_model(func, processing_class, device, quantization_config)
     raise ValueError(
         f"Unknown reward {func!r}{nearest_hint(func, BUILTIN_REWARDS)}; give one of "
         f"{', '.join(BUILTIN_REWARDS)}, package.module:function, or a reward model's folder or id."
@@ -305,86 +301,3 @@ def _check_number(returned: str, row: int, number: Any) -> float:
             "that cannot be scored."
         )
     return float(number)
-
-
-# --- reward models --------------------------------------------------------------------------------
-
-
-class RewardModel:
-    """A sequence classifier with one output as a reward function.
-
-    Args:
-        model: a loaded `…ForSequenceClassification`; put into eval mode.
-        processing_class: its tokenizer; None loads the one saved with the model.
-        batch_size: sequences scored at once.
-    """
-
-    def __init__(self, model, processing_class=None, batch_size: int = 16):
-        config = model.config
-        self.__name__ = Path(config._name_or_path).name or type(model).__name__
-        if config.num_labels != 1:
-            raise ValueError(
-                f"The reward model {self.__name__!r} has {config.num_labels} outputs, a reward is "
-                "one number: give a sequence classifier with num_labels=1."
-            )
-        if processing_class is None:
-            processing_class = _load_tokenizer(config._name_or_path)
-        if processing_class.pad_token is None:
-            processing_class.pad_token = processing_class.eos_token
-        config.pad_token_id = processing_class.pad_token_id  # where the last token is looked for
-        self.model = model.eval()
-        self.processing_class = processing_class
-        self.batch_size = batch_size
-
-    def __call__(self, prompts, completions, completion_ids, **columns) -> list[float]:
-        import torch
-
-        texts = [self._text(*pair) for pair in zip(prompts, completions, strict=True)]
-        rewards: list[float] = []
-        for start in range(0, len(texts), self.batch_size):
-            inputs = self.processing_class(
-                text=texts[start : start + self.batch_size],
-                return_tensors="pt",
-                padding=True,
-                padding_side="right",
-                add_special_tokens=False,
-            )
-            with torch.no_grad():
-                logits = self.model(**inputs.to(self.model.device)).logits
-            rewards += logits[:, 0].float().tolist()
-        return rewards
-
-    def _text(self, prompt, completion) -> str:
-        if isinstance(prompt, str):
-            return prompt + completion
-        return self.processing_class.apply_chat_template(prompt + completion, tokenize=False)
-
-
-def _load_reward_model(path: str, processing_class, device, quantization_config) -> RewardModel:
-    from transformers import AutoModelForSequenceClassification
-
-    kwargs = {}
-    if quantization_config is not None:
-        kwargs = {
-            "quantization_config": quantization_config,
-            "device_map": {"": device or "cpu"},
-        }
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"Could not load the reward model {path!r}: {reason}.") from error
-    if device is not None and quantization_config is None:
-        model = model.to(device)
-    return RewardModel(model, processing_class)
-
-
-def _load_tokenizer(path: str):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The reward model {path!r} comes with no tokenizer: give reward_processing_classes."
-        ) from error

@@ -1,14 +1,12 @@
 """A finished run -> the README.md saved beside the model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import yaml
 
 import spo
-
-if TYPE_CHECKING:
-    from spo.trainer import SPOTrainer
+from spo.config import SPOConfig
 
 CITATIONS = """\
 | Idea | Source |
@@ -21,9 +19,21 @@ CITATIONS = """\
 """
 
 
-def model_card(trainer: "SPOTrainer") -> str:
-    """Front matter, command, data, measured rewards, configuration, sources."""
-    details = trainer.run_details
+def model_card(
+    name: str,
+    steps: int,
+    details: dict[str, Any],
+    evaluations: list[tuple[int, dict[str, float]]],
+    args: SPOConfig,
+) -> str:
+    """Front matter, command, data, measured rewards, configuration, sources.
+
+    Args:
+        name: of the run.
+        steps: that it was trained for.
+        details: one line each under the title; "base_model" also goes into the front matter.
+        evaluations: (step, metrics) in order.
+    """
     lines = [
         "---",
         "library_name: transformers",
@@ -31,16 +41,13 @@ def model_card(trainer: "SPOTrainer") -> str:
         *_base_model(details["base_model"]),
         "---",
         "",
-        f"# {trainer.run_id}",
+        f"# {name}",
         "",
-        f"Trained with Segment Policy Optimization (spo {spo.__version__}) for "
-        f"{trainer.state.global_step} steps.",
+        f"Trained with Segment Policy Optimization (spo {spo.__version__}) for {steps} steps.",
         "",
         *(f"- {key.replace('_', ' ')}: {value}" for key, value in details.items() if value),
-        f"- critic: {_critic(trainer)}",
         "",
     ]
-    evaluations = trainer.reporter.evaluations
     if evaluations:
         names = sorted({name for _, metrics in evaluations for name in metrics})
         lines += ["## Held-out evaluation", "", f"| step | {' | '.join(names)} |"]
@@ -49,15 +56,9 @@ def model_card(trainer: "SPOTrainer") -> str:
             cells = (f"{metrics[n]:.3f}" if n in metrics else "" for n in names)
             lines.append(f"| {step} | {' | '.join(cells)} |")
         lines.append("")
-    settings = yaml.safe_dump(trainer.args.to_dict(), sort_keys=False).rstrip()
+    settings = yaml.safe_dump(args.to_dict(), sort_keys=False).rstrip()
     lines += ["## Configuration", "", "```yaml", settings, "```", "", "## Sources", "", CITATIONS]
     return "\n".join(lines)
-
-
-def _critic(trainer: "SPOTrainer") -> str:
-    if trainer.critic is not None:
-        return "in `critic/`"
-    return "the path's features alone" if trainer.has_critic else "none (group-relative advantages)"
 
 
 def _base_model(name: str | None) -> list[str]:

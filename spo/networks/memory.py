@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spo.config import SPOConfig
-from spo.loading import load_config, lora_config, of_any_file
-from spo.models import enable_gradient_checkpointing, trainable_parameters, transformer
-from spo.prefill import ROOM
+from spo.networks.build import enable_gradient_checkpointing, trainable_parameters
+from spo.networks.loading import load_config, lora_config, of_any_file
+from spo.networks.network import transformer
+from spo.networks.prefill import ROOM
 
 GIB = 2**30
 CARD_SIZES = (8, 12, 16, 24, 48, 80)
@@ -51,7 +52,7 @@ REMEDIES = {
     "reference_and_critic": "use --use_peft, which keeps one base for policy, critic and reference",
     "gradients": "use --use_peft, or a smaller --lora_r",
     "optimizer": "use --optim adamw_8bit, or --use_peft",
-    "generation": "lower --per_device_generation_batch_size, or set --fold_adapter false",
+    "generation": "lower --per_device_generation_batch_size, or set --merge_adapter false",
     "activations": "use --gradient_checkpointing, or lower --max_tokens_per_micro_batch",
     "logits": "lower --logits_chunk_size",
 }
@@ -203,8 +204,8 @@ def estimate_memory(
     if compute_dtype.itemsize == 2 and not frozen:
         extra += trained * 2
     generation = _generation_bytes(model_config, args, length, compute_dtype.itemsize)
-    if frozen and bits is None and args.fold_adapter:
-        generation += _folded_bytes(model, weight_dtype.itemsize)
+    if frozen and bits is None and args.merge_adapter:
+        generation += _merged_bytes(model, weight_dtype.itemsize)
     return MemoryEstimate(
         weights=base_weights,
         reference_and_critic=extra,
@@ -284,7 +285,7 @@ def _generation_bytes(config: PreTrainedConfig, args: SPOConfig, length: int, it
     return cache + rows * config.vocab_size * (itemsize + 5 * 4)
 
 
-def _folded_bytes(model: nn.Module, itemsize: int) -> float:
+def _merged_bytes(model: nn.Module, itemsize: int) -> float:
     """The second copy of the layers that carry adapters."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     return sum(layer.get_base_layer().weight.numel() * itemsize for layer in layers)

@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable
 
-from spo.data import create_reasoning_gym_task, decode_entry
+from spo.problems import create_reasoning_gym_task, decode_entry
 
 ANSWER_FORMAT = r"<answer>\s*\S.*?</answer>\s*$"
 
@@ -165,3 +165,21 @@ def _alarm_seconds(seconds: int) -> int | None:
     """math-verify's timeouts are POSIX alarms, which only the main thread may set; else none."""
     is_main = threading.current_thread() is threading.main_thread()
     return seconds if is_main and os.name == "posix" else None
+
+
+def _soft_overlong_of(max_completion_length: int | None) -> Callable:
+    if max_completion_length is None:
+        raise ValueError("The reward 'soft_overlong' needs max_completion_length.")
+    return soft_overlong_reward(max_completion_length, max(1, max_completion_length // 5))
+
+
+BUILTIN_REWARDS: dict[str, Callable[[int | None], Callable]] = {
+    "reasoning_gym": lambda _: reasoning_gym_reward,
+    "math_verify": lambda _: math_verify_reward,
+    "format": lambda _: format_reward(),
+    "soft_overlong": _soft_overlong_of,
+}
+"""Reward functions by name, each made for a max_completion_length."""
+
+VERIFIERS = ("reasoning_gym", "math_verify")
+"""Those that give 1 to a right answer and less to any other."""

@@ -8,9 +8,6 @@ Under full fine-tuning each is a model of its own.
 
 import copy
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,107 +26,20 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from spo.config import SPOConfig
-from spo.loading import (
+from spo.networks.loading import (
     check_target_modules,
     check_value_model,
     is_adapter,
     load_critic,
     load_policy,
 )
+from spo.networks.network import Network, Numerics, decoder, transformer
 
 POLICY, CRITIC, REFERENCE = "default", "critic", "reference"
 """Adapter names. PEFT saves "default" at the top of the folder, as everyone expects."""
 
 HEAD_NAMES = ("score", "classifier", "v_head", "value_head")
 """Where sequence-classification and reward models keep their last layer."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A decoder, the head that reads its states, and the adapter that makes it this network.
-
-    Attributes:
-        model: the whole model; several networks may share one.
-        head: vocabulary head or value head, applied to states of width H.
-        adapter: PEFT adapter to switch on; "" switches all of them off; None: none exist.
-        parameters: what the optimizer trains.
-    """
-
-    model: PreTrainedModel | PeftModel
-    head: nn.Module
-    adapter: str | None = None
-    parameters: tuple[nn.Parameter, ...] = ()
-
-    @contextmanager
-    def active(self) -> Iterator[nn.Module]:
-        """Switch this network on and yield its decoder; afterwards the adapter from before is on:
-        whoever holds the model finds the policy."""
-        before = self.model.active_adapter if self.adapter else self.adapter
-        if before != self.adapter:
-            self.model.set_adapter(self.adapter)
-        off = self.model.disable_adapter() if self.adapter == "" else nullcontext()
-        try:
-            with off:
-                yield decoder(self.model)
-        finally:
-            if before != self.adapter:
-                self.model.set_adapter(before)
-
-    @contextmanager
-    def decoding(
-        self, autocast: Callable[[], AbstractContextManager], fold: bool = True
-    ) -> Iterator[None]:
-        """Switch this network on with its adapter folded into the weights, where those are plain:
-        a third of the products per layer and token, and no autocast where all is 16 bits wide.
-
-        Folded weights are new tensors and the old ones come back untouched, so nothing drifts; at
-        that time no activations take up memory.
-        """
-        with self.active():
-            layers = _foldable_layers(self.model) if self.adapter and fold else []
-            kept = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
-            half = transformer(self.model).dtype.itemsize == 2 and (layers or not self.adapter)
-            try:
-                for parameter, data in kept:
-                    parameter.data = data.clone()
-                for layer in layers:
-                    layer.merge(adapter_names=[self.adapter])
-                with nullcontext() if half else autocast():
-                    yield
-            finally:
-                for parameter, data in kept:
-                    parameter.data = data
-                for layer in layers:
-                    layer.merged_adapters.clear()
-
-    def train(self, mode: bool) -> None:
-        """Switch dropout and gradient checkpointing on or off."""
-        self.model.train(mode)
-        self.head.train(mode)
-
-
-def _foldable_layers(model: PeftModel) -> list[BaseTunerLayer]:
-    """All layers that carry adapters, if each is a linear one with weights of its own; else none.
-
-    Quantised weights would be rounded anew, and tied ones are somebody else's, too.
-    """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    embeddings = transformer(model).get_input_embeddings().weight
-    for layer in layers:
-        base = layer.get_base_layer()
-        if type(base) is not nn.Linear or base.weight is embeddings:
-            return []
-    return layers
-
-
-def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The Transformers model itself, adapters injected, without PEFT's wrapper."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def decoder(model: PreTrainedModel | PeftModel) -> nn.Module:
-    """The model without its head: ids -> last hidden states."""
-    return transformer(model).base_model
 
 
 def build_networks(
@@ -152,7 +62,8 @@ def build_networks(
         if quantization_config is not None:
             kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
         model = load_policy(model, **kwargs | (args.model_init_kwargs or {}))
-    policy = build_policy(model if is_quantized(model) else model.to(device), peft_config)
+    numerics = Numerics(args.mixed_precision, args.temperature, args.logits_chunk_size)
+    policy = build_policy(model if is_quantized(model) else model.to(device), peft_config, numerics)
     equal_on_all_processes(policy)
     reference = build_reference(policy) if args.beta else None
     critic = build_critic(value_model, policy, args, processing_class)
@@ -203,7 +114,9 @@ def keep_4_bit_layout(model: nn.Module) -> None:
 
 
 def build_policy(
-    model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None
+    model: PreTrainedModel | PeftModel,
+    peft_config: PeftConfig | None = None,
+    numerics: Numerics | None = None,
 ) -> Network:
     """The trained policy; `peft_config` puts a fresh adapter on a plain model."""
     keep_4_bit_layout(model)
@@ -230,6 +143,7 @@ def build_policy(
         transformer(model).get_output_embeddings(),
         POLICY if isinstance(model, PeftModel) else None,
         trainable_parameters(model),
+        numerics,
     )
 
 
@@ -237,11 +151,11 @@ def build_reference(policy: Network) -> Network:
     """The frozen policy that KL is measured against: the base alone wherever that is possible."""
     if policy.adapter is None:
         frozen = copy.deepcopy(policy.model).requires_grad_(False).eval()
-        return Network(frozen, frozen.get_output_embeddings())
+        return Network(frozen, frozen.get_output_embeddings(), numerics=policy.numerics)
     if not _is_fresh(policy.model):
         add_frozen_copy(policy.model, POLICY, REFERENCE)
-        return Network(policy.model, policy.head, REFERENCE)
-    return Network(policy.model, policy.head, "")
+        return Network(policy.model, policy.head, REFERENCE, numerics=policy.numerics)
+    return Network(policy.model, policy.head, "", numerics=policy.numerics)
 
 
 def build_critic(
@@ -253,15 +167,16 @@ def build_critic(
     if not isinstance(value_model, str):
         check_value_model(transformer(value_model).config, processing_class)
         quantized = is_quantized(value_model)
-        return critic_network(value_model if quantized else value_model.to(policy.model.device))
+        value_model = value_model if quantized else value_model.to(policy.device)
+        return critic_network(value_model, policy.numerics)
     if value_model == "policy":
         return critic_from_policy(policy, args)
     if is_adapter(value_model) and policy.adapter is not None:
         return load_shared_critic(policy, value_model)
     frozen = args.value_use_peft or is_adapter(value_model)
     dtype = transformer(policy.model).dtype if frozen else torch.float32
-    critic = load_critic(value_model, args, processing_class, dtype, policy.model.device)
-    return critic_network(critic)
+    critic = load_critic(value_model, args, processing_class, dtype, policy.device)
+    return critic_network(critic, policy.numerics)
 
 
 def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
@@ -271,7 +186,7 @@ def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
     copy of the whole decoder.
     """
     if policy.adapter is None:
-        return critic_network(_copy_as_value_model(policy.model))
+        return critic_network(_copy_as_value_model(policy.model), policy.numerics)
     config = copy.deepcopy(policy.model.peft_config[POLICY])
     if isinstance(config, LoraConfig):
         config.target_modules = _targets_in_critic_layers(transformer(policy.model), args)
@@ -315,10 +230,12 @@ def _shared_critic(policy: Network, head: nn.Linear) -> Network:
     policy.model.set_adapter(CRITIC)
     parameters = (*trainable_parameters(policy.model), *head.parameters())
     policy.model.set_adapter(POLICY)
-    return Network(policy.model, head, CRITIC, parameters)
+    return Network(policy.model, head, CRITIC, parameters, policy.numerics)
 
 
-def critic_network(value_model: PreTrainedModel | PeftModel) -> Network:
+def critic_network(
+    value_model: PreTrainedModel | PeftModel, numerics: Numerics | None = None
+) -> Network:
     """A critic of its own from a sequence-classification or reward model.
 
     What is trained beside a frozen base is held in float32, its head, too.
@@ -340,7 +257,7 @@ def critic_network(value_model: PreTrainedModel | PeftModel) -> Network:
         adapter = value_model.active_adapter
         for parameter in trainable_parameters(value_model):
             parameter.data = parameter.data.float()
-    return Network(value_model, heads[0], adapter, trainable_parameters(value_model))
+    return Network(value_model, heads[0], adapter, trainable_parameters(value_model), numerics)
 
 
 def _copy_as_value_model(policy: PreTrainedModel) -> PreTrainedModel:
@@ -366,7 +283,7 @@ def is_quantized(model: PreTrainedModel | PeftModel) -> bool:
 
 def equal_on_all_processes(network: Network) -> None:
     """Process 0's trained weights for all: a loaded module may hold a head drawn at random."""
-    for parameter in network.parameters:
+    for parameter in network.trainable:
         broadcast(parameter.data)
 
 

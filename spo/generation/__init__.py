@@ -1,0 +1,1 @@
+"""Prompts -> completions: the engines that sample, behind one seam."""

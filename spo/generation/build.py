@@ -1,0 +1,34 @@
+"""SPOConfig -> how to sample, and the generator that does."""
+
+from collections.abc import Callable
+from typing import Any
+
+from spo.config import SPOConfig
+from spo.generation.engine import Generator, SamplingParams
+from spo.generation.rollout_func import RolloutFunc
+from spo.generation.sampler import Sampler
+from spo.generation.text import eos_token_ids
+from spo.networks.network import Network
+
+
+def sampling_params(model: Any, processing_class: Any, args: SPOConfig) -> SamplingParams:
+    """How training samples from the model."""
+    return SamplingParams(
+        max_new_tokens=args.max_completion_length,
+        eos_token_ids=eos_token_ids(model, processing_class),
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+    )
+
+
+def build_generator(
+    rollout_func: Callable[..., dict[str, list]] | None,
+    trainer: Any,
+    policy: Network,
+    args: SPOConfig,
+) -> Generator:
+    """The policy itself, or a person's function, which is handed the trainer."""
+    if rollout_func is not None:
+        return RolloutFunc(rollout_func, trainer)
+    return Sampler(policy, args.seed, args.per_device_generation_batch_size, args.merge_adapter)

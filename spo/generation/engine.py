@@ -1,0 +1,34 @@
+"""The seam between training and whatever samples: prompts -> completions.
+
+Training and evaluation share one `Generator`: the policy itself (`spo.generation.sampler`), or a
+person's own function (`spo.generation.rollout_func`).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from spo.networks.network import Network
+from spo.prompts import PromptBatch
+from spo.rollouts import Completions
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample; temperature 0 takes the most likely token."""
+
+    max_new_tokens: int
+    eos_token_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Completes the prompts of one process."""
+
+    def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
+        """One completion per entry of `prompts`; `step` seeds the sampling."""
+
+    def load(self, policy: Network) -> None:
+        """Sample from these weights from now on; nothing to do where the policy itself samples."""

@@ -1,0 +1,225 @@
+"""One network and its optimizer: rows of a rollout batch and a loss -> one optimizer step.
+
+A step runs over its rows in micro-batches, forward and backward. Token weights are fixed over the
+whole step beforehand, so gradients just add up, over micro-batches and over processes.
+
+Axes: B completions of the rollout batch, b rows of a micro-batch, T completion tokens.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from spo.config import SPOConfig
+from spo.errors import NonFiniteLossError
+from spo.losses import Sums
+from spo.networks.batching import MicroBatch, Sequences
+from spo.networks.network import Network
+from spo.optimizers import build_optimizer, build_scheduler
+
+LossOf = Callable[[Tensor, MicroBatch], tuple[Tensor, Sums]]
+"""(what the network says of a micro-batch, (b, T); the micro-batch) -> loss and sums."""
+
+
+@dataclass
+class MicroBatchSize:
+    """How much of a step is in memory at one time; out of memory makes it smaller for good.
+
+    Attributes:
+        max_rows: completions, unless `max_tokens` is set.
+        max_tokens: padded tokens of prompt and completion.
+    """
+
+    max_rows: int
+    max_tokens: int | None = None
+
+    def shrink(self, lengths: np.ndarray) -> bool:
+        """Halve the tokens for rows of these total lengths; False when one row is all there is."""
+        longest = int(lengths.max())
+        budget = self.max_tokens or longest * min(self.max_rows, len(lengths))
+        if budget <= longest:
+            return False
+        self.max_tokens = max(budget // 2, longest)
+        warnings.warn(
+            f"Out of memory at {budget} tokens per micro-batch; going on with {self.max_tokens}. "
+            f"Set max_tokens_per_micro_batch={self.max_tokens} to start there.",
+            stacklevel=2,
+        )
+        return True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did.
+
+    Attributes:
+        learning_rate: that it was taken with.
+        grad_norm: before clipping; 0 where there was nothing to learn.
+        sums: of the loss, one entry per micro-batch of this process.
+        outputs: what the network said of this process's rows before the step, by row, (T,) each;
+            empty unless they are kept.
+    """
+
+    learning_rate: float
+    grad_norm: float = 0.0
+    sums: list[Sums] = field(default_factory=list)
+    outputs: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Learner:
+    """Trains one network.
+
+    Attributes:
+        want: what its loss is made of.
+        optimizer, scheduler: of this network alone, prepared by Accelerate.
+        max_grad_norm: of its gradient; 0: not clipped.
+    """
+
+    network: Network
+    want: Literal["logprobs", "values"]
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    accelerator: Accelerator
+    max_grad_norm: float
+    size: MicroBatchSize
+
+    def step(
+        self,
+        sequences: Sequences,
+        rows: np.ndarray,
+        loss_of: LossOf,
+        *,
+        learn: bool = True,
+        keep_outputs: bool = False,
+    ) -> Step:
+        """Forward and backward over the given rows (of all processes), then one optimizer step.
+
+        With `learn` False the network is not touched, not even by the optimizer's momentum; the
+        schedule goes on.
+        """
+        mine = share_of(rows, sequences, self.accelerator)
+        sums, outputs = self._accumulate(sequences, mine, loss_of, keep_outputs)
+        norm = self._apply(rows) if learn and len(rows) else self._hold()
+        return self._advance(norm, sums, outputs)
+
+    def skip(self) -> Step:
+        """Take no step; the schedule goes on."""
+        return self._advance(self._hold(), [], {})
+
+    def _hold(self) -> float:
+        """Leave the network as it is, whatever the optimizer's momentum; returns a norm of 0."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.scaler is None:  # which refuses a step without gradients
+            self.optimizer.step()  # moves nothing; PyTorch wants one before the schedule's
+        return 0.0
+
+    def _advance(self, norm: float, sums: list[Sums], outputs: dict[int, np.ndarray]) -> Step:
+        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step()
+        return Step(rate, norm, sums, outputs)
+
+    def _accumulate(self, sequences: Sequences, rows: np.ndarray, loss_of: LossOf, keep: bool):
+        """Add the gradient of Σ loss over the rows; out of memory: start over with smaller ones."""
+        while True:
+            try:
+                return self._pass(sequences, rows, loss_of, keep)
+            except torch.OutOfMemoryError:
+                if not self.size.shrink(sequences.total_lengths[rows]):
+                    raise
+            for parameter in self.network.trainable:
+                parameter.grad = None
+            torch.cuda.empty_cache()
+
+    def _pass(self, sequences: Sequences, rows: np.ndarray, loss_of: LossOf, keep: bool):
+        network, sums, outputs = self.network, [], {}
+        network.train(True)
+        with network.active():
+            for batch in sequences.micro_batches(
+                rows, self.size.max_rows, self.size.max_tokens, network.device
+            ):
+                with network.autocast():
+                    output = network(batch, self.want)
+                if keep:
+                    numbers = output.detach().cpu().numpy()
+                    outputs |= zip(batch.rows.tolist(), numbers, strict=True)
+                loss, of_batch = loss_of(output, batch)
+                if not torch.isfinite(loss):
+                    raise NonFiniteLossError(f"the loss is {loss.item()}", batch.rows)
+                sums.append(of_batch)
+                self.accelerator.backward(loss)
+        return sums, outputs
+
+    def _apply(self, rows: np.ndarray) -> float:
+        """Add up gradients over processes, clip, step; returns the norm before clipping."""
+        parameters = self.network.trainable
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                if parameter.grad is None:  # this process had no rows
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+        self.accelerator.unscale_gradients(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        if not norm.isfinite() and self.accelerator.scaler is None:  # a scaler skips the step
+            raise NonFiniteLossError(f"the gradient norm is {norm.item()}", rows)
+        self.optimizer.step()
+        return norm.item()
+
+
+def share_of(rows: np.ndarray, sequences: Sequences, accelerator: Accelerator) -> np.ndarray:
+    """This process's part of the rows, of about as many tokens as any other's."""
+    longest_first = rows[np.argsort(-sequences.total_lengths[rows], kind="stable")]
+    return longest_first[accelerator.process_index :: accelerator.num_processes]
+
+
+def minibatches(
+    num_rows: int, step: int, args: SPOConfig, num_processes: int
+) -> Iterator[np.ndarray]:
+    """The rows of each optimizer step on one rollout batch, `num_iterations` times over; shuffled
+    where there are several."""
+    size = args.update_batch_size(num_processes)
+    for iteration in range(args.num_iterations):
+        order = np.arange(num_rows)
+        if num_rows > size:
+            order = np.random.default_rng([args.seed, step, iteration]).permutation(order)
+        yield from order.reshape(-1, size)
+
+
+def totals(steps: Iterable[Step], names: tuple[str, ...], accelerator: Accelerator) -> list[float]:
+    """The sums of these names over all steps, micro-batches and processes."""
+    wide = torch.float64 if accelerator.device.type != "mps" else torch.float32
+    batches = [sums for step in steps for sums in step.sums]
+    added = [0.0] * len(names)
+    if batches:
+        rows = torch.stack([sums[name].to(wide) for sums in batches for name in names])
+        added = [sum(column) for column in rows.view(-1, len(names)).T.tolist()]
+    reduced = torch.tensor(added, dtype=wide, device=accelerator.device)
+    return accelerator.reduce(reduced, "sum").tolist()
+
+
+def build_learner(
+    network: Network,
+    want: Literal["logprobs", "values"],
+    accelerator: Accelerator,
+    args: SPOConfig,
+    num_updates: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+) -> Learner:
+    """A learner as `args` describe it; `num_updates` is what the schedule is laid out for."""
+    rate, max_grad_norm = args.learning_rate, args.max_grad_norm
+    if want == "values":
+        max_grad_norm = args.value_max_grad_norm
+        rate = rate if args.value_learning_rate is None else args.value_learning_rate
+    optimizer = optimizer or build_optimizer(args, network.trainable, rate)
+    scheduler = scheduler or build_scheduler(args, optimizer, num_updates)
+    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+    size = MicroBatchSize(args.per_device_train_batch_size, args.max_tokens_per_micro_batch)
+    return Learner(network, want, optimizer, scheduler, accelerator, max_grad_norm, size)

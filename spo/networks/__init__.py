@@ -1,0 +1,1 @@
+"""Transformers models behind one forward pass: micro-batch -> log-probs or values."""

@@ -1,0 +1,208 @@
+"""`Network`: a decoder and the head that reads it, and the one forward pass into both.
+
+Under LoRA policy, critic and reference are three networks on one model: `active` switches the
+adapter. Three things happen here and nowhere else: the decoder runs, the causal shift is made
+(`states_before_tokens`), and a head is applied.
+
+Axes: b rows of a micro-batch, S prompt + completion positions, T completion tokens, N completion
+tokens of all rows laid end to end, H hidden width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from spo.networks.batching import MicroBatch
+from spo.networks.logprobs import token_logprobs, token_logprobs_and_entropies
+from spo.networks.prefill import DecodeStep
+
+Want = Literal["logprobs", "logprobs_and_entropies", "values", "next_logits"]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a network computes.
+
+    Attributes:
+        mixed_precision: Accelerate's name of the autocast type: "no", "fp16" or "bf16".
+        temperature: of log-probs and entropies.
+        logits_chunk_size: tokens whose logits exist at one time.
+    """
+
+    mixed_precision: str = "no"
+    temperature: float = 1.0
+    logits_chunk_size: int = 256
+
+
+class Network(nn.Module):
+    """A decoder, the head that reads its states, and the adapter that makes it this network.
+
+    Attributes:
+        model: the whole model; several networks may share one.
+        head: vocabulary head or value head, applied to states of width H.
+        adapter: PEFT adapter to switch on; "" switches all of them off; None: none exist.
+        trainable: what the optimizer trains.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        head: nn.Module,
+        adapter: str | None = None,
+        trainable: tuple[nn.Parameter, ...] = (),
+        numerics: Numerics | None = None,
+    ):
+        super().__init__()
+        self.model, self.head, self.adapter, self.trainable = model, head, adapter, trainable
+        self.numerics = numerics or Numerics()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def decoder_config(self) -> PreTrainedConfig:
+        """What a key-value cache is laid out by."""
+        return decoder(self.model).config
+
+    @property
+    def has_dropout(self) -> bool:
+        """A pass in training mode differs from one in evaluation mode."""
+        return any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules())
+
+    def forward(
+        self, batch: MicroBatch | DecodeStep, want: Want
+    ) -> Float[Tensor, "b T"] | tuple[Float[Tensor, "b T"], ...] | Float[Tensor, "b V"]:
+        """What is wanted of each completion token, zero on padding; in float32.
+
+        "logprobs": log π(y_t | s_t); "logprobs_and_entropies": both, without gradient; "values":
+        V(s_t); "next_logits": of a `DecodeStep`, the logits behind its last token.
+        """
+        if want == "next_logits":
+            # one product of two matrices: behind a slice of three dimensions the head's weight
+            # would be copied for every row
+            return self.head(batch.run(decoder(self.model))[:, -1].contiguous())
+        states = hidden_states(decoder(self.model), batch)
+        if want == "values":
+            return batch.to_rows(token_values(self.head, states))
+        numerics = self.numerics
+        inputs = (states, self.head, batch.targets)
+        inputs += (numerics.temperature, numerics.logits_chunk_size)
+        if want == "logprobs":
+            return batch.to_rows(token_logprobs(*inputs))
+        return tuple(map(batch.to_rows, token_logprobs_and_entropies(*inputs)))
+
+    def autocast(self):
+        """The context of mixed precision, entered around one forward pass, or around many: the
+        16-bit copies of weights live as long as it."""
+        dtypes = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+        dtype = dtypes[self.numerics.mixed_precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Switch this network on; afterwards the adapter from before is on: whoever holds the
+        model finds the policy."""
+        before = self.model.active_adapter if self.adapter else self.adapter
+        if before != self.adapter:
+            self.model.set_adapter(self.adapter)
+        off = self.model.disable_adapter() if self.adapter == "" else nullcontext()
+        try:
+            with off:
+                yield
+        finally:
+            if before != self.adapter:
+                self.model.set_adapter(before)
+
+    @contextmanager
+    def merged(self, merge: bool = True) -> Iterator[None]:
+        """Switch this network on, under autocast, with its adapter merged into the weights where
+        those are plain: a third of the products per layer and token, and no autocast where all is
+        16 bits wide.
+
+        Merged weights are new tensors and the old ones come back untouched, so nothing drifts; at
+        that time no activations take up memory.
+        """
+        with self.active():
+            layers = _mergeable_layers(self.model) if self.adapter and merge else []
+            kept = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
+            half = transformer(self.model).dtype.itemsize == 2 and (layers or not self.adapter)
+            try:
+                for parameter, data in kept:
+                    parameter.data = data.clone()
+                for layer in layers:
+                    layer.merge(adapter_names=[self.adapter])
+                with nullcontext() if half else self.autocast():
+                    yield
+            finally:
+                for parameter, data in kept:
+                    parameter.data = data
+                for layer in layers:
+                    layer.merged_adapters.clear()
+
+
+def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]:
+    """Run the decoder (a model without its head) and keep the states before completion tokens."""
+    if batch.prefixes is None:
+        states = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return states_before_tokens(states, batch)
+    prompts = batch.prefixes.first_step(decoder.config)
+    prompts.run(decoder)
+    prompts.cache.batch_select_indices(batch.prefixes.of_row)
+    before = batch.prefixes.row_mask
+    positions = torch.arange(batch.input_ids.shape[1], device=before.device)
+    completions = DecodeStep(
+        batch.input_ids,
+        torch.cat([before, torch.ones_like(batch.input_ids)], 1),
+        before.sum(1, keepdim=True) + positions,
+        prompts.cache,
+    )
+    return states_before_tokens(completions.run(decoder), batch)
+
+
+def states_before_tokens(
+    hidden_states: Float[Tensor, "b S H"], batch: MicroBatch
+) -> Float[Tensor, "N H"]:
+    """The causal shift: the hidden state *before* each completion token is consumed.
+
+    For token 0 that is the state at the prompt's last token.
+    """
+    return hidden_states[batch.row_of_token, batch.state_position]
+
+
+def token_values(value_head: nn.Module, states: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+    """V(s_t) from the state before token t, in float32."""
+    with torch.autocast(states.device.type, enabled=False):
+        return value_head(states.to(value_head.weight.dtype)).squeeze(-1).float()
+
+
+def _mergeable_layers(model: PeftModel) -> list[BaseTunerLayer]:
+    """All layers that carry adapters, if each is a linear one with weights of its own; else none.
+
+    Quantised weights would be rounded anew, and tied ones are somebody else's, too.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    embeddings = transformer(model).get_input_embeddings().weight
+    for layer in layers:
+        base = layer.get_base_layer()
+        if type(base) is not nn.Linear or base.weight is embeddings:
+            return []
+    return layers
+
+
+def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The Transformers model itself, adapters injected, without PEFT's wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def decoder(model: PreTrainedModel | PeftModel) -> nn.Module:
+    """The model without its head: ids -> last hidden states."""
+    return transformer(model).base_model
