@@ -312,13 +312,14 @@ def update() -> str:
     """Micro-batches of similar length against padding, and against the hardware."""
     result = _result("update")
     flops = result["flops"]
+    side = result["settings"].get("product_size", 2048)
     return (
         f"The policy's update alone, {result['settings']['completions']} completions of 1/6 to all "
         f"of {result['settings']['max_completion_length']} tokens: "
         f"{_spread(result['time_ratio']['wall'])} of the time of micro-batches padded to the "
         f"longest of all (least, median, most), {result['memory_ratio']:.2f} × the memory. Its "
         f"matrix products come at {flops['update_gflops_per_second']['median']:.0f} GFLOP/s, a "
-        f"plain 2048 × 2048 one at {flops['product_gflops_per_second']['median']:.0f}: "
+        f"plain {side} × {side} one at {flops['product_gflops_per_second']['median']:.0f}: "
         f"{flops['fraction']['median']:.0%} of what the hardware gives. {_source(result)}"
     )
 
