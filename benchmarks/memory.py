@@ -1,6 +1,6 @@
-"""Recipes for cards -> peak memory and seconds per step, with and without a critic.
+"""The recipe for cards -> peak memory and seconds per step, with and without a critic.
 
-    python benchmarks/memory.py                       # on a GPU: every recipe under its card's cap
+    python benchmarks/memory.py                       # on a GPU: recipes/card.yaml under each cap
     python benchmarks/memory.py --smollm2 models/SmolLM2-135M-Instruct      # on the CPU
     python benchmarks/memory.py --estimate            # no GPU: predictions only, marked as such
     python benchmarks/memory.py --logits              # log-probs: chunks against whole logits
@@ -56,18 +56,6 @@ SHAPES = {
         "vocab_size": 151936,
         "tie_word_embeddings": True,
     },
-    "Qwen/Qwen3-4B": {
-        "model_type": "qwen3",
-        "max_position_embeddings": 4096,
-        "hidden_size": 2560,
-        "intermediate_size": 9728,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
     "Qwen/Qwen2.5-7B-Instruct": QWEN2
     | {
         "hidden_size": 3584,
@@ -79,17 +67,24 @@ SHAPES = {
         "tie_word_embeddings": False,
     },
 }
-"""Public configurations of the models the recipes name (their config.json on the hub)."""
+"""Public configurations of the models the recipe names (their config.json on the hub)."""
 
-CARDS = (8, 12, 16, 24)
+RECIPE = ROOT / "recipes" / "card.yaml"
+CARDS: dict[int, dict[str, Any]] = {
+    8: {"model_name_or_path": "Qwen/Qwen2.5-1.5B-Instruct"},
+    12: {"model_name_or_path": "Qwen/Qwen2.5-3B-Instruct", "max_completion_length": 1024},
+    16: {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"},
+    24: {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct", "max_completion_length": 1024},
+}
+"""What the recipe's table adds for a card of so many GB."""
 PROMPT_LENGTH = 512
 
 
-def read_recipe(path: Path, **changes: Any):
-    """Model, LoRA and training settings of a recipe, as train_spo.py reads them."""
+def read_recipe(card: int, **changes: Any):
+    """Model, LoRA and training settings of the recipe for a card, as train_spo.py reads them."""
     classes = (train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig)
     parser = Parser(classes, prog="memory.py")
-    values = parser.read_recipe(path) | changes
+    values = parser.read_recipe(RECIPE) | CARDS[card] | changes
     names = lambda cls: {f: values[f] for f in cls.__dataclass_fields__ if f in values}  # noqa: E731
     return train_spo.ModelArguments(**names(train_spo.ModelArguments)), SPOConfig(
         **names(SPOConfig)
@@ -141,13 +136,12 @@ def lengths_reward(completions, **columns):
     return [float(len(text) % 7) for text in completions]
 
 
-def run(recipe: str, critic: bool, card: int | None, steps: int) -> dict[str, Any]:
-    """One training run of a recipe in this process: peak bytes, seconds per step and phase."""
+def run(card: int, critic: bool, steps: int) -> dict[str, Any]:
+    """One training run of the recipe, held to a card's size: peak, seconds per step and phase."""
     warnings.filterwarnings("ignore")
-    path = ROOT / "recipes" / recipe
     with tempfile.TemporaryDirectory() as folder:
         model_args, args = read_recipe(
-            path,
+            card,
             output_dir=folder,
             max_steps=steps,
             value_model_path="policy" if critic else None,
@@ -155,16 +149,14 @@ def run(recipe: str, critic: bool, card: int | None, steps: int) -> dict[str, An
             log_completions=False,
             disable_tqdm=True,
         )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if card is not None:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction((card - CARD_RESERVE) * GIB / total)
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((card - CARD_RESERVE) * GIB / total)
         from datasets import Dataset
 
         dataset = Dataset.from_dict({"prompt": ["x" * PROMPT_LENGTH] * 64})
         with MemoryMeter() as meter:
             trainer = SPOTrainer(
-                model=random_4bit_model(model_config(model_args.model_name_or_path), device),
+                model=random_4bit_model(model_config(model_args.model_name_or_path), "cuda"),
                 reward_funcs=lengths_reward,
                 args=args,
                 train_dataset=dataset,
@@ -191,11 +183,9 @@ def summarise(metrics: list[dict], meter: MemoryMeter) -> dict[str, Any]:
     }
 
 
-def predict(recipe: str, critic: bool) -> float:
+def predict(card: int, critic: bool) -> float:
     """GiB, from the config alone."""
-    model_args, args = read_recipe(
-        ROOT / "recipes" / recipe, value_model_path="policy" if critic else None
-    )
+    model_args, args = read_recipe(card, value_model_path="policy" if critic else None)
     estimate = estimate_memory(
         model_config(model_args.model_name_or_path),
         args,
@@ -208,23 +198,21 @@ def predict(recipe: str, critic: bool) -> float:
 
 
 def prediction(card: int) -> dict[str, Any]:
-    recipe = f"card_{card}gb.yaml"
-    model_args, _ = read_recipe(ROOT / "recipes" / recipe)
+    model_args, args = read_recipe(card)
     return {
-        "recipe": recipe,
         "shape": model_args.model_name_or_path,
+        "max_completion_length": args.max_completion_length,
         "card_gb": card,
-        "predicted_gib": predict(recipe, True),
-        "predicted_without_critic_gib": predict(recipe, False),
+        "predicted_gib": predict(card, True),
+        "predicted_without_critic_gib": predict(card, False),
     }
 
 
 def compare(card: int, steps: int) -> dict[str, Any]:
-    """A recipe with and without its critic, in turns, under the card's cap."""
-    recipe = f"card_{card}gb.yaml"
+    """The recipe with and without its critic network, in turns, under the card's cap."""
     runs = {True: [], False: []}
     for critic in (False, True):
-        runs[critic].append(in_fresh_process(run, recipe, critic, card, steps))
+        runs[critic].append(in_fresh_process(run, card, critic, steps))
     with_critic, without = runs[True][0], runs[False][0]
     pairs = zip(with_critic["seconds"], without["seconds"], strict=True)
     return prediction(card) | {

@@ -16,7 +16,7 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-import update_readme  # noqa: E402
+import results_tables  # noqa: E402
 
 QUICKSTART_MODEL = "assets/quickstart"
 CASES = [  # arguments, block of the README, what the block has to say
@@ -65,5 +65,5 @@ def test_a_benchmark_runs_and_the_readme_can_show_it(
         assert result["settings"]["dtype"] == dtype
     if block == "gradients":
         path.rename(tmp_path / "gradients_chain_sum.json")
-    monkeypatch.setattr(update_readme, "RESULTS", tmp_path)
-    assert re.search(expected, getattr(update_readme, block)())
+    monkeypatch.setattr(results_tables, "RESULTS", tmp_path)
+    assert re.search(expected, getattr(results_tables, block)())

@@ -1,0 +1,77 @@
+"""The Python of README and docs runs as it stands, and prints what the pages say."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M)
+
+
+def expected_output(block: str) -> list[str]:
+    """What the comments after, or under, each print say."""
+    return re.findall(r"^print\(.*\)(?:  |\n)# (.+)$", block, flags=re.M)
+
+
+def run(page: str, capsys) -> None:
+    """Every block of a page, each on its own."""
+    assert blocks(page)
+    for block in blocks(page):
+        capsys.readouterr()
+        exec(compile(block, page, "exec"), {"__name__": "example"})
+        printed = capsys.readouterr().out.strip().splitlines()
+        expected = expected_output(block)
+        if expected:
+            assert [line.strip() for line in printed] == expected
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Replies "8" to whatever is asked."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": "8"}}]}).encode())
+
+    def log_message(self, *_):
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}")
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("page", ["docs/method.md", "docs/metrics.md", "docs/rollouts.md"])
+def test_a_page_s_examples_print_what_it_says(page, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run(page, capsys)
+
+
+@pytest.mark.usefixtures("judge")
+def test_the_five_rewards_give_what_the_page_says(capsys):
+    assert sum(map(len, map(expected_output, blocks("docs/rewards.md")))) == 5
+    run("docs/rewards.md", capsys)
+
+
+def test_data_training_and_the_trained_model_fit_together(tmp_path, capsys, monkeypatch):
+    """data.md writes the file that the README trains on; trained_model.md uses what it leaves."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    run("docs/data.md", capsys)
+    run("README.md", capsys)
+    assert (tmp_path / "my-model" / "critic" / "config.json").is_file()
+    run("docs/trained_model.md", capsys)
