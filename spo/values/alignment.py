@@ -92,7 +92,6 @@ def align(
         for prompt, completion, reference in zip(prompts, completions, references, strict=True)
     ]
     positions = _token_positions(completions, token_ends)
-    states = _follow(rows)
     inputs = np.zeros((*completion_mask.shape, NUM_INPUTS))
     reference_read = np.zeros(completion_mask.shape, dtype=np.int64)
     for b, row in enumerate(rows):
@@ -101,10 +100,11 @@ def align(
         length = int(completion_mask[b].sum())
         at = positions[b, :length]
         written = np.searchsorted(row.ends, at, side="left")
-        state = {name: array[b, written] for name, array in states.items()}
-        inputs[b, :length] = _inputs(row, state, written)
-        inputs[b, :length, 6] = _begun_wrongly(row, completions[b], at, written, state["pointer"])
-        reference_read[b, :length] = row.read_at[state["pointer"]]
+        pointers = _pointers(row.item_ids, row.expected_ids)
+        by_item = _inputs_after_items(row, pointers)
+        inputs[b, :length, :-1] = by_item[written]
+        inputs[b, :length, -1] = _begun_wrongly(row, completions[b], at, written, pointers)
+        reference_read[b, :length] = row.read_at[pointers[written]]
     missing = np.array([not row.expected for row in rows], dtype=bool)
     return Alignment(inputs, reference_read, missing)
 
@@ -144,10 +144,10 @@ class _Row:
         return cls(
             pattern=pattern,
             expected=expected,
-            expected_ids=np.array([ids[item] for item in expected], dtype=np.int32),
+            expected_ids=np.array([ids[item] for item in expected], dtype=np.int64),
             weights_before=np.concatenate([[0.0], np.cumsum(weights) / max(weights.sum(), 1e-9)]),
             read_at=np.array([0, *(match.end() for match in found)]),
-            item_ids=np.array([ids.get(item, -1) for item in items], dtype=np.int32),
+            item_ids=np.array([ids.get(item, -1) for item in items], dtype=np.int64),
             begins=np.array([match.start() for match in written], dtype=np.int64),
             ends=np.array([match.end() for match in written], dtype=np.int64),
             foreign=np.array([item not in ids for item in items], dtype=bool),
@@ -167,46 +167,59 @@ def _token_positions(
     return positions
 
 
-def _follow(rows: list[_Row]) -> dict[str, Int[np.ndarray, "B _"]]:
-    """Pointer, run and items out of step after 0, 1, … N items, (B, N + 1) each."""
-    num_items = max((len(row.item_ids) for row in rows), default=0)
-    num_expected = max((len(row.expected) for row in rows), default=0)
-    expected = np.full((len(rows), num_expected + WINDOW), -2, dtype=np.int32)
-    items = np.full((len(rows), num_items), -3, dtype=np.int32)
-    for b, row in enumerate(rows):
-        expected[b, : len(row.expected)] = row.expected_ids
-        items[b, : len(row.item_ids)] = row.item_ids
-    names = ("pointer", "run", "since")
-    states = {name: np.zeros((len(rows), num_items + 1), dtype=np.int32) for name in names}
-    runs = np.zeros(expected.shape, dtype=np.int32)
-    window = np.arange(WINDOW)
-    for n in range(1, num_items + 1):
-        item = items[:, n - 1 : n]
-        same = expected == item
-        runs[:, 1:] = (runs[:, :-1] + 1) * same[:, 1:]
-        runs[:, 0] = same[:, 0]
-        pointer = states["pointer"][:, n - 1]
-        hits = np.take_along_axis(same, np.minimum(pointer[:, None] + window, same.shape[1] - 1), 1)
-        states["pointer"][:, n] = np.where(hits.any(1), pointer + hits.argmax(1) + 1, pointer)
-        states["run"][:, n] = runs.max(1)
-        short = states["run"][:, n] < min(RUN_IN_STEP, n)
-        states["since"][:, n] = (states["since"][:, n - 1] + 1) * short
-    return states
+def _pointers(
+    items: Int[np.ndarray, " N"], expected: Int[np.ndarray, " M"]
+) -> Int[np.ndarray, " _"]:
+    """Items of the reference passed after 0, 1, … N items of the completion, (N + 1,)."""
+    coming, pointer = expected.tolist(), 0
+    pointers = [0]
+    for item in items.tolist():
+        window = coming[pointer : pointer + WINDOW]
+        if item in window:
+            pointer += window.index(item) + 1
+        pointers.append(pointer)
+    return np.array(pointers)
 
 
-def _inputs(row: _Row, state: dict[str, np.ndarray], written: Int[np.ndarray, " L"]):
-    """The inputs of `align`, the last one left out, (L, 7)."""
+def _runs(items: Int[np.ndarray, " N"], expected: Int[np.ndarray, " M"]) -> Int[np.ndarray, " N"]:
+    """For each item how many up to it stand side by side in the reference as well, at most six.
+
+    Two sequences of k items are the same where their first k − 1 have one code and their last ones
+    are equal; each such pair gets the next code.
+    """
+    codes, expected_codes = np.zeros_like(items), np.zeros_like(expected)
+    known = np.ones(len(items), dtype=bool)
+    runs = np.zeros(len(items), dtype=np.int64)
+    base = max(expected.max(), items.max(initial=0)) + 2
+    for length in range(1, FULL_RUN + 1):
+        pairs, inverse = np.unique(expected_codes * base + expected + 1, return_inverse=True)
+        wanted = codes * base + items + 1
+        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+        known &= (pairs[place] == wanted) & (np.arange(len(items)) >= length - 1)
+        runs += known
+        # code 0 is that of the nothing before an item; what follows on no sequence gets −1
+        codes = np.where(known, place + 1, -1)
+        expected_codes = inverse + 1
+        codes[1:], expected_codes[1:] = codes[:-1].copy(), expected_codes[:-1].copy()
+        codes[:1] = expected_codes[:1] = -1
+        known[1:] = known[:-1].copy()
+    return runs
+
+
+def _inputs_after_items(row: _Row, pointers: Int[np.ndarray, " _"]) -> Float[np.ndarray, "_ 6"]:
+    """The inputs of `align` but the last one, after 0, 1, … N items, (N + 1, 6)."""
+    count = np.arange(len(pointers))
+    runs = np.concatenate([[0], _runs(row.item_ids, row.expected_ids)])
     foreign = np.concatenate([[False], row.foreign])
-    most = np.minimum(FULL_RUN, np.maximum(written, 1))
-    run = np.where(written > 0, np.minimum(state["run"], most) / most, 1.0)
+    most = np.clip(count, 1, FULL_RUN)
+    in_step = runs >= np.minimum(count, RUN_IN_STEP)
     inputs = (
-        row.weights_before[state["pointer"]],
-        np.log1p(np.cumsum(foreign)[written]),
-        foreign[written],
-        run,
-        np.log1p(state["since"]),
-        state["pointer"] == len(row.expected),
-        np.zeros(len(written)),
+        row.weights_before[pointers],
+        np.log1p(np.cumsum(foreign)),
+        foreign,
+        np.where(count > 0, np.minimum(runs, most) / most, 1.0),
+        np.log1p(count - np.maximum.accumulate(np.where(in_step, count, 0))),
+        pointers == len(row.expected),
     )
     return np.stack(inputs, axis=-1)
 
@@ -216,13 +229,13 @@ def _begun_wrongly(
     text: str,
     positions: Int[np.ndarray, " L"],
     written: Int[np.ndarray, " L"],
-    pointers: Int[np.ndarray, " L"],
+    pointers: Int[np.ndarray, " _"],
 ) -> Bool[np.ndarray, " L"]:
     """Whether an item goes on or ends at each position that is no beginning of an expected one."""
     wrong = np.zeros(len(positions), dtype=bool)
     begins = np.append(row.begins, len(text) + 1)[written]
     for i in np.flatnonzero(begins < positions):
-        begin, position, pointer = int(begins[i]), int(positions[i]), int(pointers[i])
+        begin, position, pointer = int(begins[i]), int(positions[i]), int(pointers[written[i]])
         # what stands there may be no item yet, such as the sign of a number
         if row.pattern.fullmatch(text, begin, position):
             begun = text[begin:position].casefold()
