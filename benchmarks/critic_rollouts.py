@@ -100,15 +100,18 @@ def _run(task: LabTask, dataset, num_generations: int, steps: int, seed: int, ke
 
 
 def _with_columns(rollouts: Rollouts, dataset) -> LabRollouts:
-    """Each completion's problem, and its solution by one who makes no mistakes."""
+    """Each completion's problem, and its solution by one who makes no mistakes; reward 1 if right,
+    else 0, as the exact values have it."""
     rows = dataset.select(rollouts.prompt_index)
     solutions = [
         flawless_solution(task, json.loads(entry))
         for task, entry in zip(rows["task"], rows["entry"], strict=True)
     ]
     columns = {"entry": list(rows["entry"]), "solution": solutions, "answer": list(rows["answer"])}
+    right = (rollouts.completion_rewards >= 1).astype(np.float32)
     given = {field.name: getattr(rollouts, field.name) for field in fields(Rollouts)}
     given |= {"columns": columns, "action_mask": rollouts.completion_mask}
+    given |= {"completion_rewards": right}
     return LabRollouts(**given)
 
 
