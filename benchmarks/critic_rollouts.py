@@ -48,7 +48,7 @@ class LabTask:
 def lab_task(name: str) -> LabTask:
     """By name; its base model is made where it is missing."""
     if name == "color_cube_habit":
-        return LabTask("color_cube_rotation", CUBE_OPTIONS, make_cube_base(), 64)
+        return LabTask("color_cube_rotation", CUBE_OPTIONS, make_cube_base(), 96)
     task = TASKS[name]
     make_base(name)
     length = task.settings["max_completion_length"]

@@ -34,17 +34,19 @@ CONFUSED_WITH = {"left": "right", "right": "left"}
 
 
 def write_color_cube_rotation(entry: dict, writer: quickstart.Writer) -> str:
-    """`so blue red cyan green pink gold`, a line per rotation, then `<answer>red</answer>`."""
+    """`so : top blue right red …`, a line per rotation, then ` right red` for the side asked for
+    and `<answer>red</answer>`."""
     metadata = entry["metadata"]
     cube = Cube({Side(side): Color(c) for side, c in metadata["initial_state"].items()})
     lines = []
     for side in metadata["rotations"]:
         mistaken = side in CONFUSED_WITH and writer.rng.random() < writer.habit_fraction
         TURNS[CONFUSED_WITH[side] if mistaken else side](cube)
-        colors = "".join(f" {cube.colors[side].value}" for side in Side)
+        colors = "".join(f" {side.value} {cube.colors[side].value}" for side in Side)
         lines.append(f"{writer.opener()}:{colors}")
-    answer = cube.colors[Side(metadata["target_side"])].value
-    return "\n".join([*lines, f"<answer>{answer}</answer>"])
+    target = metadata["target_side"]
+    answer = cube.colors[Side(target)].value
+    return "\n".join([*lines, f" {target} {answer}\n<answer>{answer}</answer>"])
 
 
 PIECES = (

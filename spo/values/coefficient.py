@@ -12,6 +12,8 @@ from spo.segments import segment_starts
 
 MAX_COEFFICIENT = 2.0
 LAMBDAS = tuple(round(0.05 * i, 2) for i in range(20))
+NEARLY_BEST = 0.97
+"""Of two λ that serve alike the higher one leans less on values that may be wrong."""
 
 
 def value_coefficients(
@@ -93,9 +95,9 @@ class AutoLambda:
 
     q = Σ (e_0² − e_k²) / Σ e_0² k/K over segments, e_k = R − V_k the error before segment k of K:
     how much faster than nothing the error falls along a completion. A critic that only knows how
-    hard a prompt is has q = 0; exact values have about 1. λ is the one of `LAMBDAS` at which
-    `credit_correlation` is highest. A completion counts e^(−age / memory), and a batch's λ comes
-    from the batches before it: it is fixed before the completions are.
+    hard a prompt is has q = 0; exact values have about 1. λ is the highest of `LAMBDAS` at which
+    `credit_correlation` is `NEARLY_BEST`. A completion counts e^(−age / memory), and a batch's λ
+    comes from the batches before it: it is fixed before the completions are.
 
     Attributes:
         sums: of e_0² − e_k², of e_0² k/K, of segments and of completions, (4,).
@@ -117,7 +119,9 @@ class AutoLambda:
         if self.explained is None:
             return self.start
         segments = self.sums[2] / self.sums[3]
-        return max(LAMBDAS, key=lambda lam: credit_correlation(lam, self.explained, segments))
+        found = {lam: credit_correlation(lam, self.explained, segments) for lam in LAMBDAS}
+        enough = NEARLY_BEST * max(found.values())
+        return max(lam for lam, correlation in found.items() if correlation >= enough)
 
     def observe(
         self,
