@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, write_result
-from critic_rollouts import BATCH, ExactValues, LabRollouts, lab_task, record
+from critic_rollouts import BATCH, Base, ExactValues, LabRollouts, lab_task, record
 from jaxtyping import Bool, Float, Int
 
 from spo.advantages import segment_gae
 from spo.segments import find_boundaries, segment_ids_from_boundaries, segment_starts
+from spo.values.alignment import ItemKind
 from spo.values.coefficient import AutoLambda, value_coefficients
 from spo.values.peers import PeerInputs
 from spo.values.reference import ReferenceInputs
@@ -38,41 +39,62 @@ UPDATE = 16
 class Critic:
     """What a critic reads, from completions in groups of so many, and how it is fitted."""
 
-    inputs: Callable[[], list[Inputs]]
+    inputs: Callable[[Base], list[Inputs]]
     num_generations: int = 1
     fit: dict = field(default_factory=dict)
-
-
-def _reference(origin: str, items: tuple[str, ...], num_generations: int = 1) -> Critic:
-    return Critic(
-        lambda: [SurprisalInputs(), ReferenceInputs([origin], items)],
-        num_generations,
-    )
+    only_for: str | None = None
 
 
 NUMBERS, WORDS, SYMBOLS = ("numbers",), ("words",), ("symbols",)
+BOTH = NUMBERS + WORDS
+LOW_RIDGE = {"ridge": (1.0, 10.0, 30.0)}
+
+
+def _aligned(
+    origin: str = "solution",
+    items: tuple[ItemKind, ...] = NUMBERS,
+    num_generations: int = 1,
+    *,
+    rest: bool = False,
+    peers: bool = False,
+    fit: dict | None = None,
+    only_for: str | None = None,
+) -> Critic:
+    """Alignment with a reference beside the surprisal of the path."""
+
+    def inputs(base: Base) -> list[Inputs]:
+        score = base.score if rest else None
+        found = [SurprisalInputs(), ReferenceInputs([origin], items, score=score)]
+        return [*found, PeerInputs()] if peers else found
+
+    return Critic(inputs, num_generations, fit or {}, only_for)
+
+
+SUM = "chain_sum_habit"
 CRITICS = {
-    "surprisal_old": Critic(lambda: [SurprisalInputs()], 1, {"ridge": (10.0,) * 3, "clip": False}),
-    "surprisal": Critic(lambda: [SurprisalInputs()]),
-    "alignment_alone": Critic(lambda: [ReferenceInputs(["solution"], NUMBERS)]),
-    "alignment": _reference("solution", NUMBERS),
-    "alignment_unclipped": Critic(_reference("solution", NUMBERS).inputs, 1, {"clip": False}),
-    "alignment_ridge_10": Critic(_reference("solution", NUMBERS).inputs, 1, {"ridge": (10.0,) * 3}),
-    "alignment_words": _reference("solution", WORDS),
-    "alignment_symbols": _reference("solution", SYMBOLS),
-    "alignment_both": _reference("solution", NUMBERS + WORDS),
-    "alignment_answer": _reference("answer", NUMBERS),
-    "alignment_answer_words": _reference("answer", WORDS),
-    "peers": Critic(lambda: [SurprisalInputs(), PeerInputs()], 8),
-    "peer": _reference("peer", NUMBERS, 8),
-    "peer_words": _reference("peer", WORDS, 8),
-    "peer_and_peers": Critic(
-        lambda: [SurprisalInputs(), ReferenceInputs(["peer"], NUMBERS), PeerInputs()], 8
+    "surprisal_old": Critic(
+        lambda _: [SurprisalInputs()], 1, {"ridge": (10.0, 10.0, 10.0), "clip": False}
     ),
-    "peer_and_peers_words": Critic(
-        lambda: [SurprisalInputs(), ReferenceInputs(["peer"], WORDS), PeerInputs()], 8
-    ),
-    "alignment_in_groups": _reference("solution", NUMBERS, 8),
+    "surprisal": Critic(lambda _: [SurprisalInputs()]),
+    "alignment_without_surprisal": Critic(lambda _: [ReferenceInputs(["solution"], BOTH)]),
+    "alignment": _aligned(),
+    "alignment_words": _aligned(items=WORDS),
+    "alignment_symbols": _aligned(items=SYMBOLS),
+    "alignment_numbers_and_words": _aligned(items=BOTH),
+    "alignment_unclipped": _aligned(fit={"clip": False}, items=BOTH),
+    "alignment_ridge_30": _aligned(fit=LOW_RIDGE, items=BOTH),
+    "alignment_and_rest": _aligned(rest=True, items=BOTH),
+    "alignment_and_rest_ridge_30": _aligned(rest=True, fit=LOW_RIDGE, items=BOTH),
+    "prose": _aligned("prose", only_for=SUM),
+    "results": _aligned("results", only_for=SUM),
+    "every_second_result": _aligned("every_second_result", only_for=SUM),
+    "answer": _aligned("answer", BOTH),
+    "peers": Critic(lambda _: [SurprisalInputs(), PeerInputs()], 8),
+    "peer": _aligned("peer", BOTH, 8),
+    "peer_and_peers": _aligned("peer", BOTH, 8, peers=True),
+    "peer_and_peers_ridge_30": _aligned("peer", BOTH, 8, peers=True, fit=LOW_RIDGE),
+    "alignment_in_groups": _aligned("solution", BOTH, 8),
+    "alignment_and_peers_in_groups": _aligned("solution", BOTH, 8, peers=True),
 }
 
 
@@ -142,9 +164,11 @@ def credit(batches: list[Batch], values: list[np.ndarray]) -> dict:
     }
 
 
-def measure(critic: Critic, learn: list[Batch], held_out: list[Batch], repeats: int) -> dict:
+def measure(
+    critic: Critic, base: Base, learn: list[Batch], held_out: list[Batch], repeats: int
+) -> dict:
     """EV on held-out completions after so many seen, over fits on different completions."""
-    inputs = critic.inputs()
+    inputs = critic.inputs(base)
 
     def read(batch: Batch):
         found = np.concatenate([each.read(batch.rollouts) for each in inputs], axis=-1)
@@ -221,7 +245,8 @@ def known_values(held_out: list[Batch]) -> dict:
 
 def run(task_name: str, steps: int, seed: int, repeats: int) -> dict:
     """All critics on one task; two thirds of the steps to learn from, one to be tested on."""
-    exact = ExactValues(lab_task(task_name).base_folder) if task_name in EXACT_TASKS else None
+    base = Base(lab_task(task_name).base_folder)
+    exact = ExactValues(base) if task_name in EXACT_TASKS else None
     results: dict = {"held_out_completions": (steps - 2 * steps // 3) * BATCH}
     for num_generations in (1, 8):
         recorded = record(task_name, num_generations, steps, seed)
@@ -235,9 +260,14 @@ def run(task_name: str, steps: int, seed: int, repeats: int) -> dict:
             **known_values(held_out),
         }
         for name, critic in CRITICS.items():
-            if critic.num_generations == num_generations:
-                results.setdefault("critics", {})[name] = measure(critic, learn, held_out, repeats)
-                print(task_name, name, _line(results["critics"][name]), flush=True)
+            if critic.num_generations != num_generations or critic.only_for not in (
+                None,
+                task_name,
+            ):
+                continue
+            found = measure(critic, base, learn, held_out, repeats)
+            results.setdefault("critics", {})[name] = found
+            print(task_name, name, _line(found), flush=True)
     return results
 
 
@@ -252,8 +282,8 @@ def _line(result: dict) -> str:
     )
 
 
-EXACT_TASKS = ("chain_sum_habit",)
-DEFAULT_TASKS = ("chain_sum_habit", "color_cube_habit")
+EXACT_TASKS = (SUM,)
+DEFAULT_TASKS = (SUM, "color_cube_habit")
 
 
 def main() -> None:

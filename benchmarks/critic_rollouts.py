@@ -21,6 +21,7 @@ from learning import make_base
 from learning_tasks import TASKS
 
 from spo.rollouts import Rollouts, load_rollouts
+from spo.values.rest import ScoredReference
 
 BATCH = 64
 """Completions of a step."""
@@ -107,12 +108,74 @@ def _with_columns(rollouts: Rollouts, dataset) -> LabRollouts:
         flawless_solution(task, json.loads(entry))
         for task, entry in zip(rows["task"], rows["entry"], strict=True)
     ]
-    columns = {"entry": list(rows["entry"]), "solution": solutions, "answer": list(rows["answer"])}
+    columns = {"answer": list(rows["answer"])}
+    columns |= {name: [*map(write, solutions)] for name, write in WORDINGS.items()}
     right = (rollouts.completion_rewards >= 1).astype(np.float32)
     given = {field.name: getattr(rollouts, field.name) for field in fields(Rollouts)}
     given |= {"columns": columns, "action_mask": rollouts.completion_mask}
     given |= {"completion_rewards": right}
     return LabRollouts(**given)
+
+
+def _in_prose(solution: str) -> str:
+    """`9+3=12` -> `First 9 plus 3 gives 12.`; sums only."""
+    signs = {"+": " plus ", "-": " minus ", "=": " gives "}
+    spoken = re.sub(r"(?<=\d)[-+=]", lambda match: signs[match.group()], solution)
+    lines = re.sub(r"</?answer>", "", spoken).split("\n")
+    return " ".join([f"Then {line}." for line in lines[:-1]] + [f"The answer is {lines[-1]}."])
+
+
+def _results(solution: str) -> str:
+    """What stands behind each `=`."""
+    return ", ".join(re.findall(r"=(-?\w+)", solution))
+
+
+def _every_second_result(solution: str) -> str:
+    return ", ".join(re.findall(r"=(-?\w+)", solution)[::2])
+
+
+WORDINGS = {
+    "solution": str,
+    "prose": _in_prose,
+    "results": _results,
+    "every_second_result": _every_second_result,
+}
+"""Ways to write the same reference down."""
+
+
+# --- under the base -------------------------------------------------------------------------------
+
+
+class Base:
+    """The policy that made the rollouts: log-probs of texts behind their prompts."""
+
+    def __init__(self, folder: Path):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def logprobs(self, prompt_ids: list[int], ids: list[int]) -> Float[np.ndarray, "S V"]:
+        """Of all tokens, before each of `ids`."""
+        import torch
+
+        with torch.no_grad():
+            logits = self.model(torch.tensor([[*prompt_ids, *ids]])).logits[0]
+        return logits[len(prompt_ids) - 1 : -1].double().log_softmax(-1).numpy()
+
+    def score(self, rollouts: Rollouts, references: list[str | None]):
+        """`ReferenceInputs`' score: each reference under the base, a pass each."""
+        return [
+            None if text is None else self._score(prompt_ids, text)
+            for prompt_ids, text in zip(rollouts.prompt_ids, references, strict=True)
+        ]
+
+    def _score(self, prompt_ids: list[int], text: str) -> ScoredReference:
+        ids = self.tokenizer.encode(text)
+        logprobs = self.logprobs(prompt_ids, ids)
+        ends = np.cumsum([len(self.tokenizer.decode([token])) for token in ids])
+        entropies = -(np.exp(logprobs) * logprobs).sum(-1)
+        return ScoredReference(ends, logprobs[np.arange(len(ids)), ids], entropies)
 
 
 # --- exact values ---------------------------------------------------------------------------------
@@ -127,11 +190,8 @@ class ExactValues:
     is a free choice; all of them are taken to be followed alike.
     """
 
-    def __init__(self, base_folder: Path):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    def __init__(self, base: Base):
+        self.base, self.tokenizer = base, base.tokenizer
 
     def __call__(self, rollouts: LabRollouts) -> Float[np.ndarray, "B T"]:
         values = np.zeros(rollouts.completion_mask.shape)
@@ -165,15 +225,10 @@ class ExactValues:
 
     def _right_characters(self, prompt_ids: list[int], right: list[str]) -> list[np.ndarray]:
         """Log-prob of each character of each right line, its end included, after an opener."""
-        import torch
-
         lines = [[*self.tokenizer.encode(OPENER), *self._line(line)] for line in right[:-1]]
         lines.append([*self.tokenizer.encode(right[-1]), self.tokenizer.eos_token_id])
         ids = [i for line in lines for i in line]
-        with torch.no_grad():
-            logits = self.model(torch.tensor([[*prompt_ids, *ids]])).logits[0]
-        chosen = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
-        chosen = chosen.gather(-1, torch.tensor(ids)[:, None])[:, 0].double().numpy()
+        chosen = self.base.logprobs(prompt_ids, ids)[np.arange(len(ids)), ids]
         parts = np.split(chosen, np.cumsum([len(line) for line in lines])[:-1])
         skipped = len(self.tokenizer.encode(OPENER))
         return [*(part[skipped:] for part in parts[:-1]), self._by_character(right[-1], parts[-1])]

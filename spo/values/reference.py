@@ -7,14 +7,16 @@ into values alone, never into the policy, the loss or an evaluation.
 Axes: B completions, T completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from spo.rollouts import Rollouts
+from spo.values import rest
 from spo.values.alignment import NUM_INPUTS, ItemKind, align, clean_reference
 from spo.values.prompt_memory import PromptMemory
+from spo.values.rest import ScoredReference, rest_inputs
 
 PEER = "peer"
 MEMORY = "memory"
@@ -64,6 +66,9 @@ class ReferenceInputs:
         origins: names of data set columns, "peer" and "memory", in order of preference.
         items: what is compared; several kinds stand side by side.
         memory: where "memory" looks.
+        score: given the rollouts and a reference or None for each, scores the references under the
+            policy; with it, what is left of a reference is an input as well (`rest_inputs`, by the
+            first kind of item).
         right_reward: from which reward on a completion serves as a reference.
     """
 
@@ -74,6 +79,7 @@ class ReferenceInputs:
         origins: Sequence[str],
         items: Sequence[ItemKind] = ("numbers", "words"),
         memory: PromptMemory | None = None,
+        score: Callable[[Rollouts, list[str | None]], list[ScoredReference | None]] | None = None,
         right_reward: float = RIGHT_REWARD,
     ):
         if not origins:
@@ -81,8 +87,8 @@ class ReferenceInputs:
         if MEMORY in origins and memory is None:
             raise ValueError("value_reference 'memory' needs a PromptMemory.")
         self.origins, self.items = list(origins), list(items)
-        self.memory, self.right_reward = memory, right_reward
-        self.width = (NUM_INPUTS + 1) * len(self.items)
+        self.memory, self.score, self.right_reward = memory, score, right_reward
+        self.width = (NUM_INPUTS + 1) * len(self.items) + (rest.NUM_INPUTS if score else 0)
 
     def references(self, rollouts: Rollouts) -> tuple[list[str | None], list[str | None]]:
         """The reference of each completion and where it came from; None where there is none."""
@@ -107,11 +113,11 @@ class ReferenceInputs:
         return column_references(rollouts, origin)
 
     def read(self, rollouts: Rollouts) -> Float[np.ndarray, "B T n"]:
-        """The seven inputs of `align` and a flag of rows without a reference, by kind of item."""
+        """By kind of item the seven inputs of `align` and a flag of rows without a reference; then
+        the rest, where it is scored."""
         texts, _ = self.references(rollouts)
-        columns = []
-        for kind in self.items:
-            found = align(
+        found = [
+            align(
                 rollouts.prompts,
                 rollouts.completions,
                 texts,
@@ -119,8 +125,14 @@ class ReferenceInputs:
                 rollouts.completion_mask,
                 kind,
             )
-            missing = found.missing[:, None, None] & rollouts.completion_mask[..., None]
-            columns += [found.inputs, missing]
+            for kind in self.items
+        ]
+        columns = []
+        for alignment in found:
+            missing = alignment.missing[:, None, None] & rollouts.completion_mask[..., None]
+            columns += [alignment.inputs, missing]
+        if self.score:
+            columns.append(rest_inputs(found[0].reference_read, self.score(rollouts, texts)))
         return np.concatenate(columns, axis=-1, dtype=np.float64)
 
     def observe(self, rollouts: Rollouts) -> None:

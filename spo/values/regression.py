@@ -133,7 +133,8 @@ class Regression:
     """A value source: `Ridge` on any number of inputs side by side.
 
     It is always predicted before it is fitted: a value never saw its own completion's reward. Every
-    process fits its own on the whole rollout batch.
+    process fits its own on the whole rollout batch. Between the two it keeps what it read, which
+    takes longer than the fit, and must be fitted on just that.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class Regression:
     ):
         self.name, self.inputs = name, list(inputs)
         self.fitted = Ridge(sum(each.width for each in self.inputs), ridge, memory, clip)
+        self._predicted_from: tuple[np.ndarray, np.ndarray] | None = None  # token ids, inputs
 
     def read(self, rollouts: Rollouts) -> Float[np.ndarray, "B T n"]:
         """All inputs side by side."""
@@ -156,8 +158,10 @@ class Regression:
     ) -> Float[np.ndarray, "B T"]:
         """Before every token; 0 on padding."""
         mask = rollouts.completion_mask
+        inputs = self.read(rollouts)
+        self._predicted_from = (rollouts.token_ids, inputs)
         token_values = np.zeros(mask.shape, dtype=np.float32)
-        token_values[mask] = self.fitted.predict(self.read(rollouts)[mask])
+        token_values[mask] = self.fitted.predict(inputs[mask])
         return token_values
 
     def fit(
@@ -167,8 +171,10 @@ class Regression:
         mask: Bool[np.ndarray, "B T"],
     ) -> dict[str, float]:
         """Take in the masked tokens of a rollout batch; returns nothing to log."""
-        inputs = self.read(rollouts)[mask]
-        self.fitted.fit(inputs, targets[mask].astype(np.float64), len(rollouts))
+        kept, self._predicted_from = self._predicted_from, None
+        known = kept is not None and kept[0] is rollouts.token_ids
+        inputs = kept[1] if known else self.read(rollouts)
+        self.fitted.fit(inputs[mask], targets[mask].astype(np.float64), len(rollouts))
         for each in self.inputs:
             each.observe(rollouts)
         return {}
