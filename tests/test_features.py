@@ -6,7 +6,8 @@ import torch
 from tiny_runs import StopAfter, make_trainer
 
 from spo.rollouts import load_rollouts
-from spo.values.path import MAX_SURPRISAL, NUM_FEATURES, PathValue, surprisal_features
+from spo.values.path import PathValue
+from spo.values.surprisal import MAX_SURPRISAL, NUM_FEATURES, surprisal_features
 
 
 def random_path(rows: int = 4, length: int = 12, seed: int = 0):

@@ -1,4 +1,4 @@
-"""spo.rewards and spo.rewards.verifiers: names → functions, completions → token and completion rewards."""
+"""spo.rewards: names → functions, completions → token and completion rewards."""
 
 import asyncio
 import functools

@@ -130,7 +130,7 @@ def math_verify_reward(
     """1 where math-verify finds the completion's answer equal to the gold one, else 0.
 
     The answer is what the last <answer> tags hold, else \\boxed{}, "####" or "the answer is"; else
-    the number the text ends with (`spo.rewards.math_answers`). Where gold is a number, an expression is no
+    the number the text ends with (`math_answers`). Where gold is a number, an expression is no
     answer; nor is one side of an equation, or what only repeats the prompt. Gold is column
     `answer`, else `solution`, from "####" on if that is in it (GSM8K). None where gold does not
     parse.
