@@ -227,12 +227,19 @@ def load_rollouts(path: str | os.PathLike) -> SavedRollouts:
     Raises:
         ValueError: the file is no SPO rollout file, or of another schema version.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, page_checksum_verification=True)
-    metadata = read_metadata(table.schema.metadata, path)
-    columns = {name: table.column(name) for name in table.column_names}
-    return from_columns(columns, metadata)
+    damage = (pa.ArrowException, OSError, KeyError, TypeError, OverflowError, RecursionError)
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        metadata = read_metadata(table.schema.metadata, path)
+        columns = {name: table.column(name) for name in table.column_names}
+        return from_columns(columns, metadata)
+    except FileNotFoundError:
+        raise
+    except damage as error:
+        raise ValueError(f"{path} is damaged or no rollout file: {error}") from error
 
 
 def read_metadata(schema_metadata: dict[bytes, bytes] | None, path: Any) -> dict[str, Any]:

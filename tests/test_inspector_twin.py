@@ -11,7 +11,7 @@ from inspector_fixtures import from_pieces
 from spo.advantages import Credit, assign_credit
 from spo.config import SPOConfig
 from spo.inspector.export import bundle
-from spo.inspector.reading import CREDIT_FIELDS, Step
+from spo.inspector.step import CREDIT_FIELDS, Step
 from spo.inspector.views import credit_inputs
 from spo.inspector.whatif import what_if
 

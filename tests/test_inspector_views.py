@@ -13,10 +13,11 @@ from inspector_fixtures import from_pieces, make_rollouts, write_run, write_trl
 
 from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.inspector import folder, reading, search, views, whatif
+from spo.inspector import bounded, folder, search, views, whatif
 from spo.inspector.folder import Folder
-from spo.inspector.reading import Step, read_step
+from spo.inspector.reading import read_step
 from spo.inspector.server import page_functions
+from spo.inspector.step import Step
 from spo.rollouts import save_rollouts
 from spo.segments import segment_starts
 
@@ -221,7 +222,7 @@ def test_limits_are_checked_before_anything_is_expanded(tmp_path):
 
 
 def test_too_many_numbers_are_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_VALUES", 100)
+    monkeypatch.setattr(bounded, "MAX_VALUES", 100)
     with pytest.raises(ValueError, match="numbers in one column"):
         read_step(altered(run, tmp_path, lambda table: table))
 

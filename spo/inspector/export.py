@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spo.inspector import views, whatif
-from spo.inspector.reading import Step
+from spo.inspector.step import Step
 
 STATIC = Path(__file__).parent / "static"
 IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";', re.MULTILINE)

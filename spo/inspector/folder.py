@@ -5,16 +5,18 @@ that were listed, never joined to a path, and links that lead outside the folder
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from spo.inspector.bounded import is_number, is_regular
+
 STEP_FOLDERS = ("rollouts", "completions", "completions/train", "completions/eval")
 """Where a run keeps its files: this project's trainer, and TRL's trainers."""
 
+EVALUATIONS = "eval"
 PARQUET_MAGIC = b"PAR1"
 MAX_METRICS_BYTES = 64 << 20
 MAX_CURVE_POINTS = 1000
@@ -49,13 +51,24 @@ class Folder:
             )
 
     def runs(self) -> dict[str, Path]:
-        """Run name -> folder, newest last by name: the root itself, or the runs inside it."""
+        """Run name -> folder, newest last: the root itself, or the runs inside it.
+
+        Evaluations a run saved count as a run named `<run>/eval`, listed before it.
+        """
         if self.root.is_file() or step_files(self.root):
-            return {self.boundary.name: self.root}
-        children = sorted(entry for entry in self.root.iterdir() if entry.is_dir())
-        return {
-            entry.name: entry for entry in children if self._inside(entry) and step_files(entry)
-        }
+            found = [(self.boundary.name, self.root)]
+        elif self.root.is_dir():
+            children = [entry for entry in self.root.iterdir() if entry.is_dir()]
+            inside = [entry for entry in children if self._inside(entry) and step_files(entry)]
+            found = [(entry.name, entry) for entry in sorted(inside, key=last_change)]
+        else:
+            found = []
+        runs = {}
+        for name, path in found:
+            if not path.is_file() and step_files(path, EVALUATIONS):
+                runs[f"{name}/{EVALUATIONS}"] = path
+            runs[name] = path
+        return runs
 
     def steps(self, run: str) -> Steps:
         """The readable step files of a run, and the others with the reason."""
@@ -63,6 +76,8 @@ class Folder:
         for step, path, inside in self._files(run):
             if not inside:
                 skipped[path.name] = "leads outside the folder"
+            elif not is_regular(path):
+                skipped[path.name] = "no regular file"
             elif not closes_as_parquet(path):
                 skipped[path.name] = "half-written or damaged"
             else:
@@ -78,11 +93,12 @@ class Folder:
 
     def _files(self, run: str) -> Iterator[tuple[int, Path, bool]]:
         """(step, path, whether it stays in the folder once links are followed) of each file."""
-        files = step_files(self._run(run))
+        kind = EVALUATIONS if run.endswith(f"/{EVALUATIONS}") else ""
+        files = step_files(self._run(run), kind)
         home = files[0].parent.resolve()
         for position, path in enumerate(files):
-            target = path.resolve() if path.is_symlink() else home / path.name
-            inside = target.is_relative_to(self.boundary)
+            target = path if path.is_symlink() else home / path.name
+            inside = self._inside(target)
             yield step_number(path, default=position), path, inside
 
     def curves(self, run: str) -> dict[str, list[list[float]]]:
@@ -106,19 +122,36 @@ class Folder:
         return runs[name]
 
     def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.boundary)
+        try:
+            return path.resolve().is_relative_to(self.boundary)
+        except (OSError, RuntimeError):  # a link to itself
+            return False
 
 
-def step_files(run: Path) -> list[Path]:
-    """The Parquet files of a run, by name; temporary files start with a dot."""
+def step_files(run: Path, kind: str = "") -> list[Path]:
+    """The Parquet files of a run, by name; temporary files start with a dot.
+
+    Args:
+        kind: "" for training steps, EVALUATIONS for `eval-step-*.parquet`.
+    """
     if run.is_file():
-        return [run]
+        return [run] if not kind else []
     for folder in (run, *(run / name for name in STEP_FOLDERS)):
         names = os.listdir(folder) if folder.is_dir() else []
-        files = sorted(name for name in names if name.endswith(".parquet") and name[0] != ".")
+        names = [name for name in names if name.endswith(".parquet") and name[0] != "."]
+        files = sorted(name for name in names if name.startswith("eval-step-") == bool(kind))
         if files:
             return [folder / name for name in files]
     return []
+
+
+def last_change(run: Path) -> tuple[float, str]:
+    """When a run wrote its last step: the newest run is the one to open."""
+    files = step_files(run)
+    try:
+        return files[-1].stat().st_mtime, run.name
+    except OSError:  # a link to itself, or deleted meanwhile
+        return 0.0, run.name
 
 
 def step_number(path: Path, default: int) -> int:
@@ -133,11 +166,16 @@ def step_number(path: Path, default: int) -> int:
 
 def closes_as_parquet(path: Path) -> bool:
     """Whether a file ends as Parquet does: one being written, or cut short, does not."""
-    with path.open("rb") as file:
-        if file.seek(0, 2) < 12:
-            return False
-        file.seek(-4, 2)
-        return file.read(4) == PARQUET_MAGIC
+    if not is_regular(path):  # a pipe would be waited for
+        return False
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) < 12:
+                return False
+            file.seek(-4, 2)
+            return file.read(4) == PARQUET_MAGIC
+    except OSError:  # unreadable, or deleted since it was listed
+        return False
 
 
 def metric_points(line: bytes) -> list[tuple[str, list[float]]]:
@@ -147,15 +185,11 @@ def metric_points(line: bytes) -> list[tuple[str, list[float]]]:
     """
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if not isinstance(entry, dict) or not is_number(entry.get("step")):
         return []
     return [(key, [entry["step"], value]) for key, value in entry.items() if is_number(value)]
-
-
-def is_number(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def thin(points: list) -> list:

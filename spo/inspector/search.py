@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spo.inspector.reading import Step
+from spo.inspector.step import Step
 from spo.inspector.text import char_ends
 from spo.inspector.views import bound, group_rows, group_starts, matches, number
 from spo.segments import segment_starts

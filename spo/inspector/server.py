@@ -9,11 +9,14 @@ of ours and stays one.
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from spo.inspector import export, search, views, whatif
+from spo.inspector.bounded import TooLarge
 from spo.inspector.folder import Folder
-from spo.inspector.reading import Step, read_step
+from spo.inspector.reading import count_groups, read_group, read_step
+from spo.inspector.step import Step
 
 Query = dict[str, Any]
 
@@ -55,14 +58,14 @@ def envelope(function: Callable[[Folder, Query], dict], folder: Folder) -> Calla
 def text(query: Query, key: str) -> str:
     value = query.get(key)
     if not isinstance(value, str):
-        raise ValueError(f"{key}={value!r} is not a text.")
+        raise ValueError(f"{key}={str(value)[:40]} is not a text.")
     return value
 
 
 def integer(query: Query, key: str) -> int:
     value = query.get(key, 0)
     if type(value) is not int:
-        raise ValueError(f"{key}={value!r} is not a whole number.")
+        raise ValueError(f"{key}={str(value)[:40]} is not a whole number.")
     return value
 
 
@@ -84,8 +87,29 @@ def get_curves(folder: Folder, query: Query) -> dict:
 
 
 def get_step(folder: Folder, query: Query) -> dict:
-    step = step_of(folder, query)
+    try:
+        step = step_of(folder, query)
+    except TooLarge as error:
+        return large_summary(folder.step_path(text(query, "run"), integer(query, "step")), error)
     return views.step_summary(step) | {"check": whatif.check_saved(step)}
+
+
+def large_summary(path: Path, error: TooLarge) -> dict:
+    """What the page needs of a step that is read prompt by prompt, from its first prompt.
+
+    Raises:
+        TooLarge: its prompts share row groups, so that not even one of them can be read.
+    """
+    groups = count_groups(path)
+    if not groups:
+        raise error
+    summary = views.step_summary(read_group(path, 0).step)
+    reason = "too large to recompute here; every prompt is shown as saved"
+    return summary | {
+        "groups": groups,
+        "in_browser": False,
+        "check": {"state": "impossible", "reason": reason},
+    }
 
 
 def get_credit_inputs(folder: Folder, query: Query) -> dict:
@@ -100,7 +124,12 @@ def find_completions(folder: Folder, query: Query) -> dict:
 
 
 def get_group(folder: Folder, query: Query) -> dict:
-    return views.group_view(step_of(folder, query), integer(query, "group"))
+    number = integer(query, "group")
+    found = read_group(folder.step_path(text(query, "run"), integer(query, "step")), number)
+    view = views.group_view(found.step, found.index)
+    for completion in view["completions"]:
+        completion["row"] += found.first_row
+    return view | {"group": number}
 
 
 def recompute(folder: Folder, query: Query) -> dict:

@@ -13,14 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spo.inspector.reading import CREDIT_FIELDS, Step
+from spo.inspector.bounded import is_number
+from spo.inspector.step import CREDIT_FIELDS, Step
 from spo.inspector.text import char_ends
+from spo.inspector.turns import last_words, turns
 from spo.segments import segment_starts
 
 PAGE_SIZE = 200
 MAX_BROWSER_TOKENS = 1 << 20
 """Steps up to this size are sent whole, so that the browser can recompute credit by itself."""
 
+SCALE_PERCENTILE = 95
 SORT_KEYS = ("position", "reward", "length", "segments", "advantage")
 
 
@@ -114,7 +117,7 @@ def completion_brief(step: Step, statistics: dict[str, np.ndarray], row: int) ->
     return {
         "group": group,
         "completion": row - group_rows(step, group).start,
-        "prompt": rollouts.prompts[row][-160:],
+        "prompt": last_words(rollouts.prompts[row]),
         "text": rollouts.completions[row][:160],
         "truncated": bool(rollouts.truncated[row]),
         **{key: number(column[row]) for key, column in statistics.items()},
@@ -130,8 +133,8 @@ def bound(query: dict[str, Any], key: str) -> float | None:
     value = query.get(key)
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ValueError(f"{key}={value!r} is not a number.")
+    if not is_number(value):
+        raise ValueError(f"{key}={str(value)[:40]} is not a number.")
     return float(value)
 
 
@@ -169,7 +172,32 @@ def step_summary(step: Step) -> dict[str, Any]:
         "histogram": np.bincount(segments).tolist() if len(segments) else [],
         "calibration": calibration(step),
         "in_browser": fits_browser(step),
+        "scales": scales(step),
     }
+
+
+def scales(step: Step) -> dict[str, float]:
+    """Where each measure's colours end: the SCALE_PERCENTILE of its size over the whole step.
+
+    The largest number of a step would leave most completions white; what lies beyond is drawn in
+    the last colour, and the legend says so.
+    """
+    rollouts, credit = step.rollouts, step.credit
+    arrays = {
+        "advantage": credit.token_advantages,
+        "entropy": rollouts.token_entropies,
+        "logprob": rollouts.token_logprobs_old,
+        "value": rollouts.token_values,
+    }
+    if rollouts.token_logprobs_ref is not None:
+        arrays["gap"] = rollouts.token_logprobs_old - rollouts.token_logprobs_ref
+    ends = {}
+    for name, array in arrays.items():
+        sizes = np.abs(array[rollouts.completion_mask]) if array is not None else np.zeros(0)
+        sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+        if sizes.size:
+            ends[name] = float(np.percentile(sizes, SCALE_PERCENTILE))
+    return ends
 
 
 def fits_browser(step: Step) -> bool:
@@ -219,7 +247,7 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     block = group_rows(step, group)
     chosen = np.arange(block.start, block.stop)
     if rows is not None:
-        chosen = chosen[[row for row in rows if 0 <= row < len(chosen)]]
+        chosen = chosen[[row for row in sorted(set(rows)) if 0 <= row < len(chosen)]]
     rollouts, credit = step.rollouts, step.credit
     mask = rollouts.completion_mask[chosen]
 
@@ -229,6 +257,7 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     return {
         "group": group,
         "prompt": rollouts.prompts[block.start],
+        "turns": turns(rollouts.prompts[block.start]),
         "prompt_index": int(rollouts.prompt_index[block.start]),
         "has_tokens": step.config is not None,
         "completions": [_completion(step, int(row), block.start) for row in chosen],

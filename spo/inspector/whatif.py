@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from spo.advantages import Credit, assign_credit
+from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.inspector.reading import Step
+from spo.inspector.bounded import is_number
+from spo.inspector.step import Step
 from spo.inspector.views import group_rows, pack
+from spo.rollouts import Credit
 
 MODES = ("spo", "ppo", "grpo")
 SETTINGS = ("entropy_percentile", "gamma", "lam", "advantage_level", "normalize_advantages")
@@ -46,10 +48,9 @@ def what_if(step: Step, settings: dict[str, Any]) -> Credit:
 def _config_with(config: SPOConfig, changes: dict[str, Any]) -> SPOConfig:
     for key, value in changes.items():
         expected = type(getattr(config, key))
-        if expected is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, expected):
-            raise ValueError(f"{key}={value!r} is not a {expected.__name__}.")
+        fits = is_number(value) if expected is float else type(value) is expected
+        if not fits:
+            raise ValueError(f"{key}={str(value)[:40]} is not a {expected.__name__}.")
     return dataclasses.replace(config, **changes)
 
 
