@@ -5,6 +5,7 @@ is shown is made in spo/inspector.
 """
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -15,51 +16,22 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from spo.inspector.agents import Agents
 from spo.inspector.folder import Folder
+from spo.inspector.guard import LOCAL_HOSTS, Guard, known_hosts
 from spo.inspector.server import page_functions
 
 HERE = Path(__file__).parent
 STATIC = HERE / "spo" / "inspector" / "static"
 SAMPLES = HERE / "assets" / "sample_rollouts"
-LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
-
-POLICY = (
-    "default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {ancestors}"
-)
-"""Gradio itself needs inline scripts and `new Function`; connections leave for nowhere."""
 
 ON_LOAD = """
 const place = new URL("inspector-static/main.js", document.baseURI);
 import(place.href).then((page) => page.start(element, server));
 """
-
-
-class SecurityHeaders:
-    """ASGI middleware that adds the headers to every response."""
-
-    def __init__(self, app, ancestors: str):
-        self.app = app
-        self.headers = [
-            (b"content-security-policy", POLICY.format(ancestors=ancestors).encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"no-referrer"),
-        ]
-
-    async def __call__(self, scope, receive, send):
-        async def send_with_headers(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self.headers]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
 def build(folder: Folder, mcp: bool = False) -> gr.Blocks:
@@ -79,9 +51,15 @@ def build(folder: Folder, mcp: bool = False) -> gr.Blocks:
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
     """Serve it; `more` goes to Blocks.launch (tests do not block the main thread)."""
     in_space = "SPACE_ID" in os.environ
-    public = args.share or in_space or args.host not in LOCAL_HOSTS
-    hosts = ["*"] if public else LOCAL_HOSTS
+    hosts = None if args.share or in_space else known_hosts(args.host)
     ancestors = "'self' https://huggingface.co https://*.hf.space" if in_space else "'self'"
+
+    @contextlib.asynccontextmanager
+    async def guarded(app):
+        # around everything: Gradio puts its own CORS outside the middleware of app_kwargs
+        app.middleware_stack = Guard(app.middleware_stack, hosts, args.token, ancestors)
+        yield
+
     system_fonts = ["system-ui", "sans-serif"]
     return page.launch(
         server_name="0.0.0.0" if in_space else args.host,
@@ -100,10 +78,7 @@ def launch(page: gr.Blocks, args: argparse.Namespace, **more):
         mcp_server=args.mcp,
         app_kwargs={
             "routes": [Mount("/inspector-static", StaticFiles(directory=STATIC))],
-            "middleware": [
-                Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
-                Middleware(SecurityHeaders, ancestors=ancestors),
-            ],
+            "lifespan": guarded,
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
@@ -123,6 +98,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=None, help="default: the first free from 7860")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--token", default="", help="what visitors show once as ?token=…; needed with --host"
     )
     parser.add_argument("--open", action="store_true", help="open the browser")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio")
@@ -147,6 +125,15 @@ def check_port(args: argparse.Namespace) -> None:
             ) from error
 
 
+def check_token(args: argparse.Namespace) -> None:
+    """Raises ValueError where other machines are let in without a token."""
+    if args.host not in LOCAL_HOSTS and not args.token:
+        raise ValueError(
+            f"--host {args.host} lets other machines in: give --token SECRET as well, and open "
+            "the address with ?token=SECRET."
+        )
+
+
 def check_mcp(args: argparse.Namespace) -> None:
     """Raises ValueError where --mcp lacks its package."""
     if not args.mcp:
@@ -161,6 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     warnings.filterwarnings("ignore", category=UserWarning, module="dataclasses|spo.inspector")
     try:
+        check_token(args)
         check_port(args)
         check_mcp(args)
         page = build(Folder(args.folder), args.mcp)

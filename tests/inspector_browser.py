@@ -81,12 +81,14 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def serve(root: Path, *, python: str = sys.executable, cwd: Path = REPOSITORY) -> Server:
+def serve(
+    root: Path, *arguments: str, python: str = sys.executable, cwd: Path = REPOSITORY
+) -> Server:
     """Start the app on a folder in its own process, as a person would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [python, "-c", PROGRAM, str(root), "--port", str(port)]
+    command = [python, "-c", PROGRAM, str(root), "--port", str(port), *arguments]
     process = subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

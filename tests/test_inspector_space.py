@@ -102,6 +102,11 @@ def test_a_port_in_use_ends_with_a_sentence(app):
             app.main([str(SAMPLES), "--port", str(port)])
 
 
+def test_other_machines_are_let_in_with_a_token_only(app):
+    with pytest.raises(SystemExit, match="give --token SECRET as well"):
+        app.main([str(SAMPLES), "--host", "0.0.0.0"])
+
+
 def test_mcp_without_its_package_ends_with_a_sentence(app, monkeypatch):
     monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(SystemExit, match="needs the package mcp"):

@@ -6,7 +6,7 @@ import urllib.request
 from urllib.parse import quote
 
 import pytest
-from inspector_browser import Visit
+from inspector_browser import Visit, serve
 from inspector_fixtures import MARKUP_NAME, PAYLOADS
 
 pytest_plugins = ["inspector_plugin"]
@@ -79,8 +79,8 @@ def test_payloads_stay_text_in_exports(server, tmp_path):
                 assert calm(visit.page)
 
 
-def fetch(address, path="", **headers):
-    request = urllib.request.Request(address + path, headers=headers)
+def fetch(address, path="", body=None, **headers):
+    request = urllib.request.Request(address + path, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, dict(answer.headers), answer.read()
@@ -118,6 +118,8 @@ def test_other_host_names_are_refused(server, host):
         "monitoring",
         "docs",
         "openapi.json",
+        "gradio_api/proxy=http://127.0.0.1:9/",
+        "gradio_api/upload_progress?upload_id=x",
     ],
 )
 def test_nothing_else_is_served(server, path):
@@ -125,6 +127,52 @@ def test_nothing_else_is_served(server, path):
     assert status >= 400 or b"<gradio-app" in body
     assert b"import " not in body[:2000]
     assert b"root:" not in body
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:9"},
+        {"Origin": "http://localhost:9"},
+        {"Origin": "null"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["gradio_api/component_server", "gradio_api/queue/join"])
+def test_other_sites_cannot_ask(server, headers, path):
+    status, _, body = fetch(server.address, path, b"{}", **headers)
+    assert (status, body) == (403, b"Other sites may not ask this server.")
+
+
+def test_nothing_can_be_uploaded(server):
+    for path in ("gradio_api/upload", "upload", "gradio_api/upload?upload_id=1"):
+        assert fetch(server.address, path, b"x")[0] == 404
+
+
+def test_other_ports_of_localhost_get_no_permission(server):
+    for body in (None, b"{}"):
+        _, headers, _ = fetch(server.address, "config", body, Origin="http://localhost:9")
+        assert not [name for name in headers if name.lower().startswith("access-control-")]
+
+
+def test_forwarded_hosts_are_not_reflected(server):
+    for path in ("", "config"):
+        _, headers, body = fetch(server.address, path, **{"X-Forwarded-Host": "evil.example"})
+        assert b"evil.example" not in body + str(headers).encode()
+
+
+def test_other_machines_need_the_token(root):
+    opened = serve(root, "--host", "0.0.0.0", "--token", "s3cret")
+    assert fetch(opened.address)[0] == 401
+    assert fetch(opened.address, "config?token=wrong")[0] == 401
+    assert fetch(opened.address, "gradio_api/component_server", b"{}")[0] == 401
+    assert fetch(opened.address, Host="rebound.example")[0] == 400
+    with Visit(f"{opened.address}?token=s3cret", "run=alpha&step=2&tab=read") as visit:
+        visit.page.wait_for_selector(".card .t")
+        assert "s3cret" not in visit.page.url
+        assert visit.problems == []
+    opened.process.kill()
 
 
 def test_no_function_is_public_without_mcp(server):
