@@ -1,0 +1,1 @@
+"""What a run leaves behind, and whom it tells what happens."""
