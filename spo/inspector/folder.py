@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from spo.inspector.bounded import is_number, is_regular
@@ -59,7 +60,7 @@ class Folder:
             found = [(self.boundary.name, self.root)]
         elif self.root.is_dir():
             children = [entry for entry in self.root.iterdir() if entry.is_dir()]
-            inside = [entry for entry in children if self._inside(entry) and step_files(entry)]
+            inside = [entry for entry in children if self.is_inside(entry) and step_files(entry)]
             found = [(entry.name, entry) for entry in sorted(inside, key=last_change)]
         else:
             found = []
@@ -98,22 +99,19 @@ class Folder:
         home = files[0].parent.resolve()
         for position, path in enumerate(files):
             target = path if path.is_symlink() else home / path.name
-            inside = self._inside(target)
+            inside = self.is_inside(target)
             yield step_number(path, default=position), path, inside
 
     def curves(self, run: str) -> dict[str, list[list[float]]]:
-        """Every numeric key of metrics.jsonl -> [[step, value], …], at most MAX_CURVE_POINTS."""
+        """Every numeric key of metrics.jsonl -> [[step, value], …], by step.
+
+        A resumed run writes steps again: the last value of a step counts.
+        """
         path = self._run(run) / "metrics.jsonl"
-        if self.root.is_file() or not path.is_file() or not self._inside(path):
+        if self.root.is_file() or not path.is_file() or not self.is_inside(path):
             return {}
-        with path.open("rb") as file:
-            lines = file.read(MAX_METRICS_BYTES).splitlines()
-        curves: dict[str, list[list[float]]] = {}
-        for line in lines:
-            for key, point in metric_points(line):
-                curves.setdefault(key, []).append(point)
-        curves.pop("step", None)
-        return {key: thin(points) for key, points in curves.items()}
+        stat = path.stat()
+        return read_metrics(path, stat.st_mtime_ns, stat.st_size)
 
     def _run(self, name: str) -> Path:
         runs = self.runs()
@@ -121,11 +119,26 @@ class Folder:
             raise ValueError(f"There is no run {name!r} here.")
         return runs[name]
 
-    def _inside(self, path: Path) -> bool:
+    def is_inside(self, path: Path) -> bool:
+        """Whether a path stays in the folder once links are followed."""
         try:
             return path.resolve().is_relative_to(self.boundary)
         except (OSError, RuntimeError):  # a link to itself
             return False
+
+
+@lru_cache(maxsize=4)
+def read_metrics(path: Path, mtime_ns: int, size: int) -> dict[str, list[list[float]]]:
+    with path.open("rb") as file:
+        lines = file.read(MAX_METRICS_BYTES).splitlines()
+    curves: dict[str, dict[float, float]] = {}
+    for line in lines:
+        for key, (step, value) in metric_points(line):
+            curves.setdefault(key, {})[step] = value
+    curves.pop("step", None)
+    return {
+        key: [list(point) for point in sorted(by_step.items())] for key, by_step in curves.items()
+    }
 
 
 def step_files(run: Path, kind: str = "") -> list[Path]:

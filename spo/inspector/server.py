@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spo.inspector import export, search, views, whatif
+from spo.inspector import export, picture, views, whatif
 from spo.inspector.bounded import TooLarge
 from spo.inspector.folder import Folder
 from spo.inspector.reading import count_groups, read_group, read_step
@@ -26,15 +26,12 @@ def page_functions(folder: Folder) -> list[Callable[[Query], str]]:
     functions = (
         list_runs,
         list_steps,
-        get_curves,
         get_step,
         get_credit_inputs,
-        find_completions,
         get_group,
         recompute,
-        find_segments,
-        find_prompt,
         export_group,
+        draw_completion,
     )
     return [envelope(function, folder) for function in functions]
 
@@ -82,10 +79,6 @@ def list_steps(folder: Folder, query: Query) -> dict:
     return {"steps": list(steps.paths), "skipped": steps.skipped}
 
 
-def get_curves(folder: Folder, query: Query) -> dict:
-    return {"curves": folder.curves(text(query, "run"))}
-
-
 def get_step(folder: Folder, query: Query) -> dict:
     try:
         step = step_of(folder, query)
@@ -119,10 +112,6 @@ def get_credit_inputs(folder: Folder, query: Query) -> dict:
     return views.credit_inputs(step)
 
 
-def find_completions(folder: Folder, query: Query) -> dict:
-    return views.find_completions(step_of(folder, query), query)
-
-
 def get_group(folder: Folder, query: Query) -> dict:
     number = integer(query, "group")
     found = read_group(folder.step_path(text(query, "run"), integer(query, "step")), number)
@@ -139,16 +128,6 @@ def recompute(folder: Folder, query: Query) -> dict:
     return whatif.recompute(step_of(folder, query), integer(query, "group"), settings)
 
 
-def find_segments(folder: Folder, query: Query) -> dict:
-    paths = folder.steps(text(query, "run")).paths
-    return search.find_in_run(paths, read_step, query, integer(query, "start"))
-
-
-def find_prompt(folder: Folder, query: Query) -> dict:
-    paths = folder.steps(text(query, "run")).paths
-    return search.find_prompt(paths, read_step, text(query, "prompt"), integer(query, "start"))
-
-
 def export_group(folder: Folder, query: Query) -> dict:
     rows = query.get("rows")
     if rows is not None and not (isinstance(rows, list) and all(type(row) is int for row in rows)):
@@ -156,3 +135,20 @@ def export_group(folder: Folder, query: Query) -> dict:
     place = {key: query.get(key) for key in ("run", "step", "group")}
     group, address = integer(query, "group"), str(query.get("address", ""))
     return {"html": export.export_group(step_of(folder, query), group, rows, place, address)}
+
+
+def draw_completion(folder: Folder, query: Query) -> dict:
+    found = step_of(folder, query)
+    rows = views.group_rows(found, integer(query, "group"))
+    row = rows.start + integer(query, "completion")
+    settings = query.get("settings")
+    if row not in range(rows.start, rows.stop):
+        raise ValueError("There is no such completion.")
+    if settings is not None and not isinstance(settings, dict):
+        raise ValueError("settings must be an object.")
+    title = (
+        f"{text(query, 'run')} · step {integer(query, 'step')} · "
+        f"prompt {integer(query, 'group') + 1} · completion {row - rows.start + 1}"
+    )
+    colour = text(query, "colour")
+    return {"svg": picture.draw_completion(found, row, colour, settings, title)}

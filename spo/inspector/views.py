@@ -17,12 +17,14 @@ from spo.inspector.bounded import is_number
 from spo.inspector.step import CREDIT_FIELDS, Step
 from spo.inspector.text import char_ends
 from spo.inspector.turns import last_words, turns
-from spo.segments import segment_starts
+from spo.rollouts import Credit
+from spo.segments import find_boundaries, segment_ids_from_boundaries, segment_starts
 
 PAGE_SIZE = 200
 MAX_BROWSER_TOKENS = 1 << 20
 """Steps up to this size are sent whole, so that the browser can recompute credit by itself."""
 
+MEASURES = ("advantage", "entropy", "logprob", "value", "gap")
 SCALE_PERCENTILE = 95
 SORT_KEYS = ("position", "reward", "length", "segments", "advantage")
 
@@ -173,7 +175,31 @@ def step_summary(step: Step) -> dict[str, Any]:
         "calibration": calibration(step),
         "in_browser": fits_browser(step),
         "scales": scales(step),
+        "percentile": SCALE_PERCENTILE,
+        "best": best_place(step) if len(rollouts) else {},
     }
+
+
+def measure(step: Step, credit: Credit, name: str) -> np.ndarray | None:
+    """The (B, T) numbers that a colour shows; None where the step has none.
+
+    Raises:
+        ValueError: there is no such measure.
+    """
+    rollouts = step.rollouts
+    match name:
+        case "advantage":
+            return credit.token_advantages
+        case "entropy":
+            return rollouts.token_entropies
+        case "logprob":
+            return rollouts.token_logprobs_old
+        case "value":
+            return rollouts.token_values
+        case "gap":
+            reference = rollouts.token_logprobs_ref
+            return None if reference is None else rollouts.token_logprobs_old - reference
+    raise ValueError(f"colour={str(name)[:40]} is not one of {', '.join(MEASURES)}.")
 
 
 def scales(step: Step) -> dict[str, float]:
@@ -182,22 +208,38 @@ def scales(step: Step) -> dict[str, float]:
     The largest number of a step would leave most completions white; what lies beyond is drawn in
     the last colour, and the legend says so.
     """
-    rollouts, credit = step.rollouts, step.credit
-    arrays = {
-        "advantage": credit.token_advantages,
-        "entropy": rollouts.token_entropies,
-        "logprob": rollouts.token_logprobs_old,
-        "value": rollouts.token_values,
-    }
-    if rollouts.token_logprobs_ref is not None:
-        arrays["gap"] = rollouts.token_logprobs_old - rollouts.token_logprobs_ref
     ends = {}
-    for name, array in arrays.items():
-        sizes = np.abs(array[rollouts.completion_mask]) if array is not None else np.zeros(0)
+    for name in MEASURES:
+        array = measure(step, step.credit, name)
+        sizes = np.abs(array[step.rollouts.completion_mask]) if array is not None else np.zeros(0)
         sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
         if sizes.size:
             ends[name] = float(np.percentile(sizes, SCALE_PERCENTILE))
     return ends
+
+
+def best_place(step: Step) -> dict[str, int]:
+    """Where to begin reading: the prompt with the widest rewards, and there the token that starts
+    the segment with the largest |A|."""
+    rewards = step.rollouts.completion_rewards
+    starts = group_starts(step)
+    spread = [
+        np.ptp(known) if (known := part[np.isfinite(part)]).size else -1.0
+        for part in np.split(rewards, starts[1:])
+    ]
+    prompt = int(np.argmax(spread))
+    rows = group_rows(step, prompt)
+    sizes = np.abs(np.nan_to_num(step.credit.token_advantages[rows]))
+    sizes = np.where(step.rollouts.completion_mask[rows], sizes, -1.0)
+    if not sizes.size:
+        return {"prompt": prompt, "completion": 0, "token": -1}
+    completion, token = np.unravel_index(np.argmax(sizes), sizes.shape)
+    reduced = step.config is None
+    return {
+        "prompt": prompt,
+        "completion": int(completion),
+        "token": -1 if reduced else int(token),
+    }
 
 
 def fits_browser(step: Step) -> bool:
@@ -303,6 +345,7 @@ def credit_inputs(step: Step) -> dict[str, Any]:
     mask = rollouts.completion_mask
     rewards = rollouts.token_rewards[mask]
     nonzero = np.flatnonzero(rewards)
+    starts = segment_starts(step.credit.segment_ids)
     k1 = None
     if config.kl_in_reward:
         k1 = pack((rollouts.token_logprobs_old - rollouts.token_logprobs_ref)[mask])
@@ -318,4 +361,15 @@ def credit_inputs(step: Step) -> dict[str, Any]:
         "reward_positions": pack(nonzero, "<i4"),
         "reward_values": pack(rewards[nonzero]),
         "k1": k1,
+        "boundaries": None if cut_by_entropy(step) else pack(starts[mask], "u1"),
     }
+
+
+def cut_by_entropy(step: Step) -> bool:
+    """Whether the saved segments are those of the entropy rule, which the browser knows; segments
+    of any other rule are sent as they are."""
+    rollouts, config = step.rollouts, step.config
+    mask = rollouts.loss_mask(config.mask_truncated_completions)
+    boundaries = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
+    ids = segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
+    return np.array_equal(ids, step.credit.segment_ids)

@@ -2,6 +2,7 @@
 // Each line of text is one block that the browser skips while it is out of sight.
 
 import { tokenText } from "./data.js";
+import { visible } from "./dom.js";
 import { colourClass } from "./scale.js";
 
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
@@ -41,7 +42,9 @@ export class CompletionText {
       line.stop = at + 1;
       this.spans.push(span);
       const place = (at < shared ? " shared" : "") + (at === fork ? " fork" : "");
-      this.kinds.push(tokenKind(text) + place);
+      const part = partOf(this.completion, at);
+      if (part) span.dataset.part = `${part.number}/${part.of}`;
+      this.kinds.push((part ? "t part" : tokenKind(text)) + place);
       if (text.endsWith("\n")) line = null;
     }
     const rest = this.completion.text.slice(this.completion.ends.at(-1) ?? 0);
@@ -97,6 +100,26 @@ export class CompletionText {
     span.focus({ preventScroll: true });
     span.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
+}
+
+/** Which part of a character a token without text is: {number, of, char}; null if of none. */
+export function partOf({ ends, length, text }, at) {
+  const startOf = (token) => (token ? ends[token - 1] : 0);
+  const start = startOf(at);
+  if (ends[at] !== start) return null;
+  let [first, last] = [at, at];
+  while (first > 0 && startOf(first - 1) === start) first--;
+  while (last < length && ends[last] === start) last++;
+  if (last === length) return null; // an end token
+  const char = String.fromCodePoint(text.codePointAt(start));
+  return { number: at - first + 1, of: last - first + 1, char };
+}
+
+/** A token's text for a label. */
+export function tokenTitle(completion, at) {
+  const part = partOf(completion, at);
+  if (part) return `part ${part.number} of ${part.of} of “${part.char}”`;
+  return visible(tokenText(completion, at)) || "(no text)";
 }
 
 function lookOf(at, numbers, scale, credit, reference) {

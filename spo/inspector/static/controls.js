@@ -1,115 +1,102 @@
-// "What if": sliders and switches for the credit settings, and what changed against training.
+// "What if": sliders and switches for the credit settings, folded into one line, and what changed
+// against training.
 
 import { h, show } from "./dom.js";
 
 // Most of the interesting entropy_percentiles are small: the slider moves their square root.
-const SLIDERS = {
-  entropy_percentile: {
-    label: "entropy_percentile",
-    toSlider: Math.sqrt,
-    fromSlider: (x) => x * x,
-  },
-  gamma: { label: "γ", toSlider: (x) => x, fromSlider: (x) => x },
-  lam: { label: "λ", toSlider: (x) => x, fromSlider: (x) => x },
-};
+const SLIDERS = { entropy_percentile: "entropy_percentile", gamma: "γ", lam: "λ" };
+const toSlider = (name, x) => (name === "entropy_percentile" ? Math.sqrt(x) : x);
+const fromSlider = (name, x) => (name === "entropy_percentile" ? x * x : x);
 const MODES = {
   spo: ["SPO", "Segment GAE, cut at entropy_percentile"],
   ppo: ["PPO", "Token GAE: every token is a segment"],
   grpo: ["GRPO", "Group-relative reward on every token, no critic"],
 };
+const LEVELS = { segment: ["segment", ""], token: ["token", ""] };
 
 export class Controls {
-  /** @param onChange called with the changed settings, or {mode} */
+  /** @param onChange called with the changed settings, {mode}, or null to return to training */
   constructor(onChange) {
-    this.sliders = {};
     this.onChange = onChange;
-    const rows = Object.keys(SLIDERS).map((name) => this.sliderRow(name));
-    this.modes = this.choice("mode", MODES);
-    this.level = this.choice("advantage_level", { segment: ["segment", ""], token: ["token", ""] });
-    this.normalise = h("input", {
-      type: "checkbox",
-      id: "spo-normalise",
-      onchange: () => onChange({ normalize_advantages: this.normalise.checked }),
-    });
-    this.reset = h(
-      "button",
-      { class: "reset", onclick: () => onChange(null) },
-      "Reset to training",
-    );
-    this.status = h("p", { class: "status", role: "status" });
+    this.sliders = {};
+    this.modes = {};
+    this.levels = {};
+    const normalise = (event) => onChange({ normalize_advantages: event.target.checked });
+    this.normalise = h("input", { type: "checkbox", id: "spo-normalise", onchange: normalise });
+    this.reset = h("button", { class: "reset", onclick: () => onChange(null) }, "Reset to training");
+    this.line = h("span", { class: "settings" });
+    this.status = h("span", { class: "status", role: "status" });
     this.element = h(
-      "section",
+      "details",
       { class: "controls", "aria-label": "What if" },
-      h("div", { class: "row" }, h("span", { class: "caption" }, "What if"), rows),
+      h("summary", {}, h("b", {}, "What if"), this.line, this.status),
       h(
         "div",
         { class: "row" },
-        this.modes.element,
+        this.choice("mode", MODES, this.modes),
+        Object.keys(SLIDERS).map((name) => this.sliderRow(name)),
         h("span", { class: "caption" }, "advantage per"),
-        this.level.element,
+        this.choice("advantage_level", LEVELS, this.levels),
         h("label", { for: "spo-normalise" }, this.normalise, " normalise"),
         this.reset,
       ),
-      this.status,
     );
   }
 
   sliderRow(name) {
-    const { label, toSlider, fromSlider } = SLIDERS[name];
     const id = `spo-${name}`;
-    const slider = h("input", { type: "range", min: 0, max: 1, step: 0.001, "aria-label": label });
+    const range = { type: "range", min: 0, max: 1, step: 0.001, "aria-label": SLIDERS[name] };
+    const slider = h("input", range);
     const field = h("input", { type: "number", id, min: 0, max: 1, step: "any" });
     slider.addEventListener("input", () => {
-      const value = Number(fromSlider(Number(slider.value)).toFixed(4));
-      field.value = value;
-      this.onChange({ [name]: value });
+      field.value = Number(fromSlider(name, Number(slider.value)).toFixed(4));
+      this.onChange({ [name]: Number(field.value) });
     });
     field.addEventListener("input", () => {
       const value = Number(field.value);
       if (field.value === "" || !(value >= 0 && value <= 1)) return;
-      slider.value = toSlider(value);
+      slider.value = toSlider(name, value);
       this.onChange({ [name]: value });
     });
-    this.sliders[name] = { slider, field, toSlider };
-    return h("div", { class: "slider" }, h("label", { for: id }, label), slider, field);
+    this.sliders[name] = { slider, field };
+    return h("div", { class: "slider" }, h("label", { for: id }, SLIDERS[name]), slider, field);
   }
 
   /** A row of buttons of which one is pressed. */
-  choice(name, options) {
-    const buttons = {};
+  choice(name, options, buttons) {
     for (const [value, [label, title]] of Object.entries(options)) {
-      buttons[value] = h(
-        "button",
-        { title, onclick: () => this.onChange({ [name]: value }) },
-        label,
-      );
+      const onclick = () => this.onChange({ [name]: value });
+      buttons[value] = h("button", { title: title || null, onclick }, label);
     }
-    return { buttons, element: h("div", { class: "choice" }, Object.values(buttons)) };
+    return h("div", { class: "choice" }, Object.values(buttons));
   }
 
   /** Shows settings; `can` says what the step allows: {critic, recompute}. */
   set(mode, settings, changed, can) {
     this.element.hidden = !can.recompute;
     if (!can.recompute) return;
-    for (const [name, { slider, field, toSlider }] of Object.entries(this.sliders)) {
-      const shown = { ppo: 1, grpo: 0 }[mode];
-      const value = name === "entropy_percentile" && shown !== undefined ? shown : settings[name];
-      if (document.activeElement !== field) field.value = value;
-      if (document.activeElement !== slider) slider.value = toSlider(value);
-      const fixed = name === "entropy_percentile" ? mode !== "spo" : mode === "grpo" || !can.critic;
-      slider.disabled = field.disabled = fixed;
+    if (changed) this.element.open = true;
+    const fixed = !can.critic || mode === "grpo";
+    for (const [name, { slider, field }] of Object.entries(this.sliders)) {
+      const isCut = name === "entropy_percentile";
+      const shown = (isCut ? { ppo: 1, grpo: 0 }[mode] : undefined) ?? settings[name];
+      if (document.activeElement !== field) field.value = shown;
+      if (document.activeElement !== slider) slider.value = toSlider(name, shown);
+      slider.disabled = field.disabled = isCut ? mode !== "spo" : fixed;
     }
-    for (const [value, button] of Object.entries(this.modes.buttons)) {
-      button.setAttribute("aria-pressed", String(value === mode));
-      button.disabled = value === "ppo" && !can.critic;
-    }
-    for (const [value, button] of Object.entries(this.level.buttons)) {
-      button.setAttribute("aria-pressed", String(value === settings.advantage_level));
-      button.disabled = !can.critic || mode === "grpo";
-    }
+    const press = (buttons, current, disabled) => {
+      for (const [value, button] of Object.entries(buttons)) {
+        button.setAttribute("aria-pressed", String(value === current));
+        button.disabled = disabled(value);
+      }
+    };
+    press(this.modes, mode, (value) => value === "ppo" && !can.critic);
+    press(this.levels, settings.advantage_level, () => fixed);
     this.normalise.checked = settings.normalize_advantages;
-    this.normalise.disabled = !can.critic || mode === "grpo";
+    this.normalise.disabled = fixed;
     this.reset.disabled = !changed;
+    const { entropy_percentile: p, gamma, lam } = settings;
+    this.line.textContent = `${MODES[mode]?.[0] ?? "SPO"} · p ${show(p)} · γ ${show(gamma)} · λ ${show(lam)}`;
   }
 
   say(...nodes) {

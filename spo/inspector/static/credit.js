@@ -18,7 +18,9 @@ export function prepareStep(inputs) {
   const mask = new Uint8Array(entropies.length);
   lengths.forEach((_, row) => mask.fill(inLoss[row], offsets[row], offsets[row + 1]));
   const sorted = entropies.filter((_, at) => mask[at]).sort(); // typed arrays sort by number
-  return { lengths, offsets, inLoss, mask, entropies, sorted, values, rewards, k1, numGenerations };
+  const { boundaries } = inputs; // of a rule other than entropy: they stay as they are
+  const step = { lengths, offsets, inLoss, mask, entropies, sorted, values, rewards, k1 };
+  return { ...step, numGenerations, boundaries };
 }
 
 /** Python's round(): halves go to the even neighbour. */
@@ -35,7 +37,8 @@ export function roundHalfEven(x) {
 export function assignCredit(step, config) {
   const p = { spo: config.entropy_percentile, ppo: 1, grpo: 0 }[config.mode];
   const values = config.mode === "grpo" ? null : step.values;
-  const { boundaries, cut } = findBoundaries(step, p);
+  const kept = config.mode === "spo" && step.boundaries;
+  const { boundaries, cut } = kept ? { boundaries: kept, cut: null } : findBoundaries(step, p);
   const segmentIds = numberSegments(step, boundaries);
   const rewards = config.kl_in_reward ? rewardsMinusKl(step, config.beta) : step.rewards;
   if (!values) {

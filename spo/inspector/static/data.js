@@ -29,6 +29,7 @@ export function unpackInputs(answer) {
     rewardPositions: unpack(answer.reward_positions, Int32Array),
     rewardValues: unpack(answer.reward_values),
     k1: unpack(answer.k1),
+    boundaries: unpack(answer.boundaries, Uint8Array),
   };
 }
 

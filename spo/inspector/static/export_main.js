@@ -8,7 +8,6 @@ const reply = (result) => async () => JSON.stringify({ ok: true, ...result });
 const server = {
   list_runs: reply({ runs: [data.place.run] }),
   list_steps: reply({ steps: [data.place.step], skipped: {} }),
-  get_curves: reply({ curves: {} }),
   get_step: reply(data.step),
   get_credit_inputs: reply(data.inputs),
   get_group: reply(data.group),

@@ -10,20 +10,15 @@ const FOLD_FROM = 8; // shared tokens worth folding away
 
 export class Reader {
   /** @param on {point, leave, pick}: pointer over a token, pointer gone, token chosen */
-  constructor(group, on, { foldable = true, compare = true } = {}) {
-    this.compare = compare; // mark what differs from training
-    this.cards = [];
+  constructor(group, on) {
     this.focused = [-1, -1];
     const { shared, forkOf } = forks(group.completions);
-    const folds = foldable && shared >= FOLD_FROM;
-    group.completions.forEach((completion, index) => {
-      this.cards.push(makeCard(completion, index, folds ? shared : 0, forkOf[index], on));
-    });
-    this.columns = h(
-      "div",
-      { class: "columns" },
-      this.cards.map((card) => card.element),
+    const folds = shared >= FOLD_FROM;
+    this.cards = group.completions.map((completion, index) =>
+      makeCard(completion, index, folds ? shared : 0, forkOf[index], on),
     );
+    const label = { tabindex: 0, role: "region", "aria-label": "Completions" };
+    this.columns = h("div", { class: "columns", ...label }, this.cards.map((card) => card.element));
     this.element = h("div", {}, folds ? this.foldButton(shared) : null, this.columns);
   }
 
@@ -46,18 +41,14 @@ export class Reader {
     if (this.columns.classList.contains("folded")) this.element.querySelector(".fold").click();
   }
 
-  /** Colours all cards; `creditOf(completion)` is what is shown. Returns the scale used. */
-  paint(colour, creditOf, common = null) {
+  /** Colours all cards; `creditOf(completion)` is what is shown. Returns the scale, which ends at
+   * `end`. */
+  paint(colour, creditOf, end) {
     const credits = this.cards.map((card) => creditOf(card.completion));
     const numbers = this.cards.map((card, i) => colour.of(card.completion, credits[i]));
-    const scale = common ?? makeScale(numbers.filter((array) => array));
+    const scale = makeScale(numbers.filter((array) => array), end);
     this.cards.forEach((card, i) => {
-      card.text.paint(
-        numbers[i],
-        scale,
-        credits[i],
-        this.compare ? card.completion.saved : credits[i],
-      );
+      card.text.paint(numbers[i], scale, credits[i], card.completion.saved);
       card.strips?.update(credits[i]);
       const count = (credits[i].segmentIds.at(-1) ?? -1) + 1;
       card.count.textContent = `${count} segment${count === 1 ? "" : "s"}`;
@@ -86,6 +77,20 @@ export class Reader {
     highlight(card.text.spans, credit.segmentIds, at);
   }
 
+  /** Ranges of a text in all completions, whatever tokens it spans. */
+  textRanges(wanted) {
+    return this.cards.flatMap(({ completion, text }) => {
+      const lower = completion.text.toLowerCase();
+      const found = [];
+      for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, at + 1)) {
+        const first = completion.ends.findIndex((end) => end > at);
+        const last = completion.ends.findIndex((end) => end >= at + wanted.length);
+        if (first >= 0 && last >= 0) found.push(rangeOf(text.spans[first], text.spans[last]));
+      }
+      return found;
+    });
+  }
+
   /** Positions in the group of the completions ticked for export. */
   get ticked() {
     return this.cards.filter((card) => card.tick.checked).map((card) => card.completion.completion);
@@ -93,75 +98,51 @@ export class Reader {
 }
 
 function makeCard(completion, index, shared, fork, on) {
+  const number = completion.completion + 1;
   const text = new CompletionText(completion, shared, fork);
-  const strips =
-    completion.token_ids.length && completion.hasTokens
-      ? new Strips(completion, (at) => on.pick(index, at))
-      : null;
-  const tick = h("input", {
-    type: "checkbox",
-    "aria-label": `Select completion ${completion.completion + 1}`,
-  });
+  const { hasTokens, length } = completion;
+  const strips = length && hasTokens ? new Strips(completion, (at) => on.pick(index, at)) : null;
+  const tick = h("input", { type: "checkbox", "aria-label": `Select completion ${number}` });
   const count = h("span", { class: "count" });
   text.element.setAttribute("role", "group");
-  text.element.setAttribute(
-    "aria-label",
-    `Completion ${completion.completion + 1}, token by token`,
-  );
+  text.element.setAttribute("aria-label", `Completion ${number}, token by token`);
   text.element.addEventListener("mouseover", (event) => {
     const at = text.tokenAt(event);
-    if (at >= 0 && completion.hasTokens) on.point(index, at, event.target);
+    if (at >= 0 && hasTokens) on.point(index, at, event.target);
   });
   text.element.addEventListener("mouseleave", on.leave);
   text.element.addEventListener("click", (event) => {
     const at = text.tokenAt(event);
     if (at >= 0) on.pick(index, at);
   });
-  const element = h(
-    "article",
-    { class: "card", "data-completion": completion.completion },
-    h(
-      "header",
-      {},
-      h("label", {}, tick, ` #${completion.completion + 1}`),
-      rewardChip(completion),
-      marks(completion),
-      h("span", { class: "count" }, `${completion.length} tokens`),
-      count,
-    ),
-    perFunction(completion),
-    strips?.element,
-    completion.length ? null : h("p", { class: "hint" }, "Empty completion."),
-    text.element,
-  );
-  if (!completion.hasTokens) element.querySelectorAll(".count").forEach((node) => node.remove());
-  return { element, text, strips, tick, count, completion };
+  const tokens = hasTokens ? [h("span", { class: "count" }, `${length} tokens`), count] : null;
+  const title = h("label", {}, tick, ` #${number}`);
+  const head = h("header", {}, title, rewardChip(completion), marks(completion), tokens);
+  const empty = length ? null : h("p", { class: "hint" }, "Empty completion.");
+  const card = h("article", { class: "card", "data-completion": completion.completion });
+  card.append(...[head, perFunction(completion), strips?.element, empty].filter(Boolean), text.element);
+  return { completion, element: card, text, strips, tick, count };
 }
 
-function rewardChip(completion) {
-  const label = completion.reward === null ? "unscorable" : `reward ${show(completion.reward)}`;
-  return h("span", { class: completion.reward === null ? "chip warn" : "chip" }, label);
+function rewardChip({ reward }) {
+  if (reward === null) return h("span", { class: "chip warn" }, "unscorable");
+  return h("span", { class: "chip" }, `reward ${show(reward)}`);
 }
 
 function marks(completion) {
-  const notes = [];
-  if (completion.truncated) notes.push(h("span", { class: "chip warn" }, "truncated"));
+  const chips = [];
+  if (completion.truncated) chips.push(h("span", { class: "chip warn" }, "truncated"));
   if (!completion.hasTokens) {
-    notes.push(h("span", { class: "chip" }, `advantage ${signed(completion.advantages[0])}`));
+    chips.push(h("span", { class: "chip" }, `advantage ${signed(completion.advantages[0])}`));
   }
-  return notes;
+  return chips;
 }
 
-function perFunction(completion) {
-  const names = Object.entries(completion.rewards);
-  if (names.length < 1) return null;
-  return h(
-    "ul",
-    { class: "rewards" },
-    names.map(([name, x]) =>
-      h("li", {}, h("span", {}, name), h("b", {}, x === null ? "none" : show(x))),
-    ),
-  );
+function perFunction({ rewards }) {
+  const line = ([name, x]) =>
+    h("li", {}, h("span", {}, name), h("b", {}, x === null ? "none" : show(x)));
+  const lines = Object.entries(rewards).map(line);
+  return lines.length ? h("ul", { class: "rewards" }, lines) : null;
 }
 
 /** Marks a token and its segment without touching their class names, where the browser can. */

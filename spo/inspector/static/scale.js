@@ -10,36 +10,37 @@ export const COLOURS = {
   gap: { label: "Reference gap", unit: "nats", of: (c) => referenceGap(c) },
 };
 
+/** The measure of a name from the address. */
+export function colourOf(name) {
+  return Object.hasOwn(COLOURS, name) ? COLOURS[name] : COLOURS.advantage;
+}
+
 function referenceGap(completion) {
   if (!completion.logprobs_ref) return null;
   return completion.logprobs.map((x, at) => x - completion.logprobs_ref[at]);
 }
 
 /**
- * The scale of some arrays: diverging around 0 where both signs occur, else from the end nearer 0.
- * Ends are round numbers, so that small changes do not repaint everything.
+ * The scale of some arrays: diverging around 0 where both signs occur. It ends at `end`, a high
+ * percentile of the step; `beyond` numbers lie outside and take the last colour.
  */
-export function makeScale(arrays) {
-  let low = 0;
-  let high = 0;
+export function makeScale(arrays, end = 0) {
+  let [low, high] = [0, 0];
   for (const array of arrays) {
     for (const x of array) {
       if (x < low) low = x;
       else if (x > high) high = x;
     }
   }
-  const reach = roundUp(Math.max(-low, high));
-  return { low: low < 0 ? -reach : 0, high: high > 0 ? reach : 0, reach };
+  const reach = end > 0 ? end : Math.max(-low, high) || 1;
+  let beyond = 0;
+  for (const array of arrays) for (const x of array) if (Math.abs(x) > reach) beyond++;
+  return { low: low < 0 ? -reach : 0, high: high > 0 ? reach : 0, reach, beyond };
 }
 
-function roundUp(x) {
-  if (!(x > 0) || !Number.isFinite(x)) return 1;
-  const power = 10 ** Math.floor(Math.log10(x));
-  return power * [1, 1.5, 2, 3, 5, 7, 10].find((factor) => x <= factor * power * (1 + 1e-9));
-}
-
-/** The colour class, 0 … 14, of one number. */
+/** The colour class, 0 … 14, of one number; only what is less than 2 % of the scale is white. */
 export function colourClass(x, scale) {
-  if (Number.isNaN(x)) return 7;
-  return 7 + Math.max(-7, Math.min(7, Math.round((7 * x) / scale.reach)));
+  const share = x / scale.reach;
+  if (!(Math.abs(share) >= 0.02)) return 7;
+  return 7 + Math.sign(share) * Math.min(7, Math.ceil(7 * Math.abs(share)));
 }

@@ -1,12 +1,13 @@
-// What the address holds: #run=…&step=…&prompt=…; only what differs from the default.
+// What the address holds: #run=…&step=…&prompt=…; only what differs from the default. Fields of
+// the other tabs (a search, a comparison) stay as they are.
 
 export const DEFAULTS = {
   run: "",
   step: -1,
-  prompt: 0,
+  prompt: -1,
   completion: 0,
   token: -1,
-  tab: "read",
+  tab: "",
   colour: "advantage",
   mode: "spo",
 };
@@ -26,9 +27,8 @@ export function readAddress(hash) {
   const state = { ...DEFAULTS };
   for (const [name, fallback] of Object.entries(DEFAULTS)) {
     if (!fields.has(name)) continue;
-    const text = fields.get(name);
-    const parsed = typeof fallback === "number" ? Number(text) : text;
-    if (typeof fallback !== "number" || Number.isInteger(parsed)) state[name] = parsed;
+    const parsed = typeof fallback === "number" ? Number(fields.get(name)) : fields.get(name);
+    if (typeof fallback !== "number" || Number.isSafeInteger(parsed)) state[name] = parsed;
   }
   const settings = {};
   for (const [name, short] of Object.entries(SETTINGS)) {
@@ -43,12 +43,12 @@ export function readAddress(hash) {
 
 /** The same backwards; settings equal to the trained ones are left out. */
 export function writeAddress(state, settings, trained) {
-  const fields = new URLSearchParams();
-  for (const [name, fallback] of Object.entries(DEFAULTS)) {
-    if (state[name] !== fallback) fields.set(name, state[name]);
-  }
+  const fields = new URLSearchParams(location.hash.slice(1));
+  const set = (name, value, fallback) =>
+    value === fallback ? fields.delete(name) : fields.set(name, value);
+  for (const [name, fallback] of Object.entries(DEFAULTS)) set(name, state[name], fallback);
   for (const [name, short] of Object.entries(SETTINGS)) {
-    if (trained && settings[name] !== trained[name]) fields.set(short, settings[name]);
+    if (trained) set(short, settings[name], trained[name]);
   }
   return `#${fields}`;
 }
