@@ -19,33 +19,13 @@ import gradio as gr
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from spo.inspector.agents import Agents
 from spo.inspector.folder import Folder
 from spo.inspector.guard import LOCAL_HOSTS, Guard, known_hosts
-from spo.inspector.server import page_functions
+from spo.inspector.ui import build
 
 HERE = Path(__file__).parent
 STATIC = HERE / "spo" / "inspector" / "static"
 SAMPLES = HERE / "assets" / "sample_rollouts"
-
-ON_LOAD = """
-const place = new URL("inspector-static/main.js", document.baseURI);
-import(place.href).then((page) => page.start(element, server));
-"""
-
-
-def build(folder: Folder, mcp: bool = False) -> gr.Blocks:
-    """The page: one HTML component with a static template; nothing of it is data."""
-    with gr.Blocks(title="SPO inspector", fill_width=True, analytics_enabled=False) as page:
-        gr.HTML(
-            html_template='<div id="spo-root">Loading…</div>',
-            js_on_load=ON_LOAD,
-            apply_default_css=False,
-            server_functions=page_functions(folder),
-        )
-        for function in Agents(folder).tools if mcp else []:
-            gr.api(function, api_name=function.__name__)
-    return page
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
@@ -108,6 +88,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--mcp", action="store_true", help="serve three read-only functions to agents over MCP"
     )
+    parser.add_argument(
+        "--annotate",
+        action="store_true",
+        help="stars and comments on completions, kept in annotations.jsonl beside the run",
+    )
     return parser.parse_args(argv)
 
 
@@ -151,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         check_token(args)
         check_port(args)
         check_mcp(args)
-        page = build(Folder(args.folder), args.mcp)
+        page = build(Folder(args.folder), args.mcp, args.annotate)
     except ValueError as error:
         sys.exit(str(error))
     launch(page, args)

@@ -67,11 +67,15 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """
     if not is_regular(path):
         raise ValueError(f"{path.name} is no regular file.")
-    with pq.ParquetFile(path) as probe:
-        leaves = [probe.metadata.schema.column(i).path for i in range(len(probe.schema))]
+    meta = pq.read_metadata(path)
+    leaves = [meta.schema.column(i).path for i in range(meta.num_columns)]
     texts = [leaf for leaf in leaves if leaf.split(".")[0] in TEXT and is_text_leaf(leaf)]
     return pq.ParquetFile(
-        path, read_dictionary=texts, page_checksum_verification=True, pre_buffer=False
+        path,
+        metadata=meta,
+        read_dictionary=texts,
+        page_checksum_verification=True,
+        pre_buffer=False,
     )
 
 

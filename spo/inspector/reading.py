@@ -33,7 +33,9 @@ from spo.rollouts import (
     schema,
 )
 
+EXPECTED = schema([])
 OPTIONAL = ("token_logprobs_ref", "token_values", "token_returns", "rewards_by_function")
+NEEDED = tuple(name for name in EXPECTED.names if name not in OPTIONAL)
 
 
 def read_step(path: Path) -> Step:
@@ -119,8 +121,8 @@ def _one_prompt_each(file: pq.ParquetFile) -> bool:
 
 def _lacking(file: pq.ParquetFile) -> list[str]:
     """The columns a rollout file must have and this one has not."""
-    needed = [name for name in schema([]).names if name not in OPTIONAL]
-    return [name for name in needed if name not in file.schema_arrow.names]
+    found = set(file.schema_arrow.names)
+    return [name for name in NEEDED if name not in found]
 
 
 def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
@@ -208,3 +210,31 @@ def _check_lengths(columns: dict[str, pa.ChunkedArray], name: str) -> None:
 def _check_groups(num_generations: int, rows: int, name: str) -> None:
     if num_generations < 1 or rows % num_generations:
         raise ValueError(f"{name}: {rows} rows do not form groups of {num_generations}.")
+
+
+def read_columns(
+    path: Path, names: list[str], group: int | None = None
+) -> tuple[pa.Table, int, int]:
+    """Some columns of a rollout file, or of one row group, whole and checked against each other.
+
+    Returns:
+        the table, the completions per prompt, and the first row of the row group.
+
+    Raises:
+        ValueError: the file has no tokens, or its columns do not fit.
+    """
+    with _opened(path) as file:
+        metadata = read_metadata(file.schema_arrow.metadata, path.name)
+        size = metadata.get("num_generations")
+        if _lacking(file) or type(size) is not int or size < 1:
+            raise ValueError(f"{path.name} holds no tokens to search.")
+        table = bounded_table(file, names, path.name, group)
+        arrays = {name: table.column(name).cast(EXPECTED.field(name).type) for name in names}
+        table = pa.table(arrays).combine_chunks()
+        first_row = sum(file.metadata.row_group(i).num_rows for i in range(group or 0))
+    lengths = list_lengths(table.column("segment_ids"))
+    for name in set(names) & {"token_ends", *TOKEN_FLOATS, *CREDIT_FLOATS}:
+        absent = table.column(name).null_count == len(table)
+        if not absent and not np.array_equal(list_lengths(table.column(name)), lengths):
+            raise ValueError(f"{path.name}: {name} has not one number per token.")
+    return table, size, first_row
