@@ -19,6 +19,9 @@ import pytest
 from spo.inspector.reading import read_step
 
 REPOSITORY = Path(__file__).parent.parent
+WIDTHS = (375, 820, 1024, 1200, 1440)
+CACHE = tempfile.TemporaryDirectory(prefix="spo-inspector-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name  # of the servers that tests start
 STEPS = (1, 2, 3, 5)
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -113,6 +116,9 @@ def shared_server() -> tuple[Path, Server]:
     fixtures.write_forks(root)
     fixtures.write_trl(root)
     fixtures.write_odd(root)
+    fixtures.write_conversations(root / "chat")
+    fixtures.write_split(root)
+    fixtures.write_run(root / "long", steps=range(1, 61))
     space = Path(tempfile.mkdtemp(prefix="spo-space-")) / "space"
     atexit.register(shutil.rmtree, space.parent, ignore_errors=True)
     assemble.assemble_app(space)
@@ -138,7 +144,7 @@ class Visit:
             self.problems.append(message.text)
 
     def __enter__(self):
-        self.page.wait_for_selector(".card, .note, svg", state="attached")
+        self.page.wait_for_selector(".card, .note, .verdicts, .spo-table, .diff, svg text")
         return self
 
     def __exit__(self, *_):
@@ -156,6 +162,21 @@ class Visit:
 
 def saved(root, step=2):
     return read_step(root / "alpha" / "rollouts" / f"step-{step:06d}.parquet")
+
+
+def first_token_is_seen(page) -> bool:
+    """Whether the first token of the first card is drawn, inside the window's width, and nothing
+    lies over it once it is scrolled to."""
+    token = page.locator(".card >> nth=0 >> .t:not(.shared) >> nth=0")
+    token.scroll_into_view_if_needed()
+    return token.is_visible() and token.evaluate(
+        """(token) => {
+          const { left, top, width, height } = token.getBoundingClientRect();
+          const above = document.elementFromPoint(left + width / 2, top + height / 2);
+          return width > 2 && height > 8 && left >= 0 && left + width <= innerWidth
+            && (token === above || token.contains(above));
+        }"""
+    )
 
 
 CARD = "document.querySelectorAll('.card')"

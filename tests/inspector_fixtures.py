@@ -189,3 +189,13 @@ def write_conversations(root):
     folder.mkdir(parents=True)
     pq.write_table(table, folder / "completions_00007.parquet")
     return folder / "completions_00007.parquet"
+
+
+def write_split(root):
+    """Two completions; in the first a character of four bytes lies in three tokens."""
+    rollouts = from_pieces(np.random.default_rng(0), 1, [list("abcd"), ["x"]], 2)
+    ends = rollouts.token_ends.copy()
+    ends[0] = [1, 2, 3, 5]
+    rollouts = dataclasses.replace(rollouts, token_ends=ends, completions=["a👍", "x"])
+    path = root / "split" / "rollouts" / "step-1.parquet"
+    save_rollouts(rollouts, path, config=SPOConfig(num_generations=2))

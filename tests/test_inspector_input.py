@@ -239,10 +239,6 @@ def test_odd_thresholds_are_no_threshold(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "query"),
     [
-        ("find_completions", {"reward_min": 10**400}),
-        ("find_completions", {"reward_min": True}),
-        ("find_completions", {"sort": ["x"]}),
-        ("find_completions", {"page": "x"}),
         ("get_group", {"group": 10**400}),
         ("get_group", {"group": True}),
         ("export_group", {"group": 0, "rows": [10**400, "x"]}),
@@ -304,6 +300,6 @@ def test_nan_in_the_numbers_reaches_the_page_as_null(run, tmp_path):
     rollouts = dataclasses.replace(step.rollouts, completion_rewards=rewards, token_values=values)
     path = tmp_path / "rollouts" / "step-000001.parquet"
     save_rollouts(rollouts, path, credit=step.credit, config=SPOConfig(num_generations=4))
-    for name in ("get_step", "get_group", "find_completions"):
+    for name in ("get_step", "get_group"):
         answer = ask(tmp_path, name, run=tmp_path.name, step=1)
         assert answer["ok"] is True, answer

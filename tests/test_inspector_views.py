@@ -13,7 +13,7 @@ from inspector_fixtures import from_pieces, make_rollouts, write_run, write_trl
 
 from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.inspector import bounded, folder, search, views, whatif
+from spo.inspector import bounded, search, views, whatif
 from spo.inspector.folder import Folder
 from spo.inspector.reading import read_step
 from spo.inspector.server import page_functions
@@ -88,8 +88,13 @@ def test_curves_take_every_number_and_survive_a_half_line(run):
     assert set(curves) == {"reward", "spo/value_loss"}
     assert curves["reward"][0] == [1, 0.1]
     assert curves["reward"][-1] == [10, 1.0]
-    assert len(folder.thin(list(range(2500)))) <= folder.MAX_CURVE_POINTS
-    assert folder.thin(list(range(2500)))[-1] == 2499
+
+
+def test_a_resumed_run_counts_each_step_once(tmp_path):
+    shown = write_run(tmp_path / "beta", steps=(1, 2))
+    with (shown / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "reward": 0.9}\n')
+    assert Folder(shown).curves("beta")["reward"] == [[1, 0.1], [2, 0.9]]
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -258,24 +263,10 @@ def test_group_view_carries_every_number_of_its_rows(step):
         views.group_view(step, 99)
 
 
-def test_find_filters_sorts_and_pages(step, monkeypatch):
-    statistics = views.row_statistics(step)
-    found = views.find_completions(step, {"sort": "segments", "descending": True})
-    counts = [row["segments"] for row in found["rows"]]
-    assert counts == sorted(statistics["segments"].tolist(), reverse=True)
-    rewarded = views.find_completions(step, {"reward_min": 0.5})
-    assert rewarded["total"] == int((step.rollouts.completion_rewards >= 0.5).sum())
-    with_frac = views.find_completions(step, {"text": r"\\frac\{a\}"})
-    assert with_frac["total"] == sum("\\frac{a}" in text for text in step.rollouts.completions)
-    monkeypatch.setattr(views, "PAGE_SIZE", 5)
-    second = views.find_completions(step, {"page": 1})
-    assert [(row["group"], row["completion"]) for row in second["rows"][:2]] == [(1, 1), (1, 2)]
-
-
-@pytest.mark.parametrize("query", [{"text": "("}, {"sort": "x"}, {"reward_min": "high"}])
-def test_wrong_queries_are_one_sentence(step, query):
-    with pytest.raises(ValueError, match=r"not valid|not one of|not a number"):
-        views.find_completions(step, query)
+@pytest.mark.parametrize("query", [{"text": "("}, {"reward_min": "high"}])
+def test_wrong_queries_are_one_sentence(run, query):
+    with pytest.raises(ValueError, match=r"not valid|not a number"):
+        next(search.search_run(Folder(run).steps("alpha").paths, query))
 
 
 def test_calibration_means_are_those_of_the_segments(step):
@@ -290,12 +281,49 @@ def test_calibration_means_are_those_of_the_segments(step):
 def test_search_counts_what_a_plain_loop_counts(run):
     paths = Folder(run).steps("alpha").paths
     query = {"advantage_max": -0.5, "entropy_min": 1.0, "text": "the"}
-    answer = search.find_in_run(paths, read_step, query)
+    (found,) = search.search_run(paths, query, every=60)
     for number, path in paths.items():
         step = read_step(path)
-        assert answer["counts"][number] == sum(1 for _ in matching_segments(step))
-    assert answer["next"] is None
-    assert all("the" in match["text"] and match["advantage"] <= -0.5 for match in answer["matches"])
+        assert found.counts[number] == sum(1 for _ in matching_segments(step))
+    assert all("the" in match["text"] and match["advantage"] <= -0.5 for match in found.matches)
+    sizes = [abs(match["advantage"]) for match in found.matches]
+    assert sizes == sorted(sizes, reverse=True)
+    for match in found.matches:
+        credit = read_step(paths[match["step"]]).credit
+        row = 4 * match["group"] + match["completion"]
+        assert credit.token_advantages[row, match["token"]] == pytest.approx(match["advantage"])
+    sliced = search.find_in_run(paths, query)
+    assert sliced["counts"] == found.counts
+    assert sliced["next"] is None
+
+
+def test_the_largest_are_kept_of_more_than_are_shown(run, monkeypatch):
+    paths = Folder(run).steps("alpha").paths
+    (every,) = search.search_run(paths, {"entropy_min": 0.0}, every=60)
+    monkeypatch.setattr(search, "MAX_MATCHES", 5)
+    (few,) = search.search_run(paths, {"entropy_min": 0.0}, every=60)
+    assert few.counts == every.counts
+    sizes = [abs(match["advantage"]) for match in few.matches]
+    assert sizes == [abs(match["advantage"]) for match in every.matches[:5]]
+
+
+def test_a_step_too_large_is_searched_prompt_by_prompt(run, monkeypatch):
+    paths = Folder(run).steps("alpha").paths
+    (whole,) = search.search_run(paths, {"text": "the"}, every=60)
+    tokens = int(read_step(paths[1]).rollouts.lengths.sum())
+    monkeypatch.setattr(bounded, "MAX_VALUES", tokens * 2 // 3)
+    (parts,) = search.search_run(paths, {"text": "the"}, every=60)
+    assert parts.counts == whole.counts
+    assert parts.matches == whole.matches
+
+
+def test_an_unreadable_step_is_skipped_and_the_others_are_searched(tmp_path):
+    shown = write_run(tmp_path / "beta", steps=(1, 2))
+    path = shown / "rollouts" / "step-000002.parquet"
+    path.write_bytes(b"PAR1" + b"\xff" * 400 + b"PAR1")
+    (found,) = search.search_run(Folder(shown).steps("beta").paths, {"entropy_min": 0.0}, every=60)
+    assert found.counts[1] > 0
+    assert "damaged" in found.skipped[2]
 
 
 def matching_segments(step):
@@ -341,10 +369,10 @@ def test_empty_completions_and_no_critic(tmp_path):
     rollouts = from_pieces(rng, 1, [[], ["x"], [], []], 4, critic=False)
     path = save_rollouts(rollouts, tmp_path / "step-1.parquet", config=SPOConfig(num_generations=4))
     step = read_step(path)
-    assert views.step_summary(step)["calibration"] == []
+    assert views.calibration(step) == []
     assert whatif.check_saved(step)["state"] == "verified"
     assert [c["length"] for c in views.group_view(step, 0)["completions"]] == [0, 1, 0, 0]
-    assert search.find_in_run({1: path}, read_step, {})["counts"] == {1: 1}
+    assert search.find_in_run({1: path}, {})["counts"] == {1: 1}
 
 
 # --- the server functions ---------------------------------------------------------------------
@@ -359,7 +387,8 @@ def test_empty_completions_and_no_critic(tmp_path):
         ("recompute", {"run": "alpha", "step": 1, "settings": {"gamma": 7.0}}),
         ("recompute", {"run": "alpha", "step": 1, "settings": {"gamma": "x"}}),
         ("recompute", {"run": "alpha", "step": 1, "settings": {"mode": "rloo"}}),
-        ("find_segments", {"run": "alpha", "text": "("}),
+        ("draw_completion", {"run": "alpha", "step": 1, "completion": 9, "colour": "value"}),
+        ("draw_completion", {"run": "alpha", "step": 1, "colour": "constructor"}),
         ("list_steps", ["alpha"]),
     ],
 )
@@ -373,7 +402,7 @@ def test_refusals_are_envelopes(run, name, query):
 def test_answers_are_strict_json(run):
     functions = {function.__name__: function for function in page_functions(Folder(run))}
     place = {"run": "alpha", "step": 1, "group": 0}
-    names = ("list_runs", "list_steps", "get_curves", "get_step", "get_group", "export_group")
+    names = ("list_runs", "list_steps", "get_step", "get_group", "export_group")
     for name in names:
         assert json.loads(functions[name](place))["ok"] is True
 

@@ -14,6 +14,7 @@ from spo.inspector.charts import (
     document,
     even_choice,
     points,
+    quantity,
     short,
 )
 from spo.inspector.history import History, function_rewards, numbers

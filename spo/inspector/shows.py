@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 import gradio as gr
 from gradio.components.plot import PlotData
 
-from spo.inspector import charts, critic_charts, tables
+from spo.inspector import charts, critic_charts, maps, tables
 from spo.inspector.bounded import TooLarge, is_number
 from spo.inspector.charts import Look, Spec
 from spo.inspector.compare import diff_html, modes_html, steps_with
@@ -143,8 +143,8 @@ class Shows:
         names = sorted(history.curves)
         metric = place.fields.get("metric")
         yield {
-            "matrix": plot(charts.prompt_matrix(history, wide)),
-            "credit_map": plot(charts.credit_map(history, wide)),
+            "matrix": plot(maps.prompt_matrix(history, wide)),
+            "credit_map": plot(maps.credit_map(history, wide)),
             "metric": gr.Dropdown(choices=names, value=metric if metric in names else None),
             "metric_chart": plot(charts.metric_chart(history, metric, wide, width_of(place)))
             if metric in names
@@ -162,6 +162,8 @@ class Shows:
             step = read_step(path)
         except TooLarge:
             step = read_group(path, 0).step
+        except ValueError as error:  # one unreadable step harms only itself
+            return note(str(error))
         if not len(step.rollouts):
             return note("This step holds no completions.")
         best = best_place(step)
@@ -205,12 +207,15 @@ class Shows:
     def hacking(self, place: Place) -> Values:
         history = self.histories.get(place.run)
         line = line_at(history, place.step)
-        step = read_step(self.folder.step_path(place.run, place.step))
         look, width = wide(place), width_of(place)
+        try:
+            odd = tables.odd_completions(read_step(self.folder.step_path(place.run, place.step)))
+        except ValueError:
+            odd = []  # too large or unreadable; the charts do not need it
         return {
             "hacking_chart": plot(critic_charts.hacking_charts(history, look, width)),
             "scatter": plot(critic_charts.length_scatter(history, line, look)),
-            "odd": tables.odd_completions(step),
+            "odd": odd,
         }
 
     def completion_at(self, place: Place) -> tuple[Step, int]:

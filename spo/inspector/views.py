@@ -20,13 +20,11 @@ from spo.inspector.turns import last_words, turns
 from spo.rollouts import Credit
 from spo.segments import find_boundaries, segment_ids_from_boundaries, segment_starts
 
-PAGE_SIZE = 200
 MAX_BROWSER_TOKENS = 1 << 20
 """Steps up to this size are sent whole, so that the browser can recompute credit by itself."""
 
 MEASURES = ("advantage", "entropy", "logprob", "value", "gap")
 SCALE_PERCENTILE = 95
-SORT_KEYS = ("position", "reward", "length", "segments", "advantage")
 
 
 def pack(array: np.ndarray | None, dtype: str = "<f4") -> str | None:
@@ -66,49 +64,14 @@ def group_starts(step: Step) -> np.ndarray:
 
 
 def row_statistics(step: Step) -> dict[str, np.ndarray]:
-    """Per completion (B,): what lists are sorted and filtered by."""
+    """Per completion (B,): what tables show."""
     rollouts, credit = step.rollouts, step.credit
     magnitudes = np.abs(np.nan_to_num(credit.token_advantages))
     return {
-        "position": np.arange(len(rollouts)),
         "reward": rollouts.completion_rewards,
         "length": rollouts.lengths,
         "segments": segment_starts(credit.segment_ids).sum(1),
         "advantage": magnitudes.max(axis=1, initial=0.0),
-    }
-
-
-def find_completions(step: Step, query: dict[str, Any]) -> dict[str, Any]:
-    """One page of a step's completions, filtered and sorted on this side.
-
-    Args:
-        query: `sort` (one of SORT_KEYS), `descending`, `page`; `reward_min`, `reward_max` and the
-            same for length, segments, advantage; `text`, an RE2 pattern searched in prompt and
-            completion (RE2 runs in linear time, whatever the pattern).
-    """
-    statistics = row_statistics(step)
-    keep = np.ones(len(step.rollouts), dtype=bool)
-    for name, column in statistics.items():
-        low, high = bound(query, f"{name}_min"), bound(query, f"{name}_max")
-        keep &= np.ones_like(keep) if low is None else column >= low
-        keep &= np.ones_like(keep) if high is None else column <= high
-    if query.get("text"):
-        pattern = str(query["text"])
-        keep &= matches(step.rollouts.completions, pattern) | matches(
-            step.rollouts.prompts, pattern
-        )
-    rows = np.flatnonzero(keep)
-    key = query.get("sort") or "position"
-    if key not in SORT_KEYS:
-        raise ValueError(f"sort={key!r} is not one of {', '.join(SORT_KEYS)}.")
-    column = statistics[key][rows].astype(np.float64)
-    order = np.argsort(-column if query.get("descending") else column, kind="stable")
-    first = max(0, int(bound(query, "page") or 0)) * PAGE_SIZE
-    chosen = rows[order][first : first + PAGE_SIZE]
-    return {
-        "total": len(rows),
-        "page_size": PAGE_SIZE,
-        "rows": [completion_brief(step, statistics, int(row)) for row in chosen],
     }
 
 
@@ -155,24 +118,14 @@ def matches(texts: list[str], pattern: str) -> np.ndarray:
 
 def step_summary(step: Step) -> dict[str, Any]:
     """Everything about a step that is not about one prompt."""
-    rollouts, credit = step.rollouts, step.credit
-    segments = row_statistics(step)["segments"]
+    rollouts = step.rollouts
     config = {key: getattr(step.config, key) for key in CREDIT_FIELDS} if step.config else None
     return {
-        "completions": len(rollouts),
         "groups": len(group_starts(step)),
-        "tokens": int(rollouts.completion_mask.sum()),
-        "run_id": step.run_id,
         "config": config,
         "missing": list(step.missing),
         "has_values": rollouts.token_values is not None,
-        "has_reference": rollouts.token_logprobs_ref is not None,
-        "reward_mean": number(mean_known(rollouts.completion_rewards)),
-        "unscorable": int(np.isnan(rollouts.completion_rewards).sum()),
-        "truncated": int(rollouts.truncated.sum()),
-        "cut": credit.entropy_threshold,
-        "histogram": np.bincount(segments).tolist() if len(segments) else [],
-        "calibration": calibration(step),
+        "cut": step.credit.entropy_threshold,
         "in_browser": fits_browser(step),
         "scales": scales(step),
         "percentile": SCALE_PERCENTILE,
@@ -245,11 +198,6 @@ def best_place(step: Step) -> dict[str, int]:
 def fits_browser(step: Step) -> bool:
     """Whether the page recomputes credit itself; else it asks the server for every answer."""
     return step.config is not None and int(step.rollouts.lengths.sum()) <= MAX_BROWSER_TOKENS
-
-
-def mean_known(x: np.ndarray) -> float:
-    known = x[~np.isnan(x)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def calibration(step: Step, bins: int = 10) -> list[dict[str, float]]:

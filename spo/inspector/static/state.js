@@ -30,6 +30,7 @@ export function readAddress(hash) {
     const parsed = typeof fallback === "number" ? Number(fields.get(name)) : fields.get(name);
     if (typeof fallback !== "number" || Number.isSafeInteger(parsed)) state[name] = parsed;
   }
+  if (!["spo", "ppo", "grpo"].includes(state.mode)) state.mode = DEFAULTS.mode;
   const settings = {};
   for (const [name, short] of Object.entries(SETTINGS)) {
     if (!fields.has(short)) continue;
