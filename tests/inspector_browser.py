@@ -168,7 +168,7 @@ def first_token_is_seen(page) -> bool:
     """Whether the first token of the first card is drawn, inside the window's width, and nothing
     lies over it once it is scrolled to."""
     token = page.locator(".card >> nth=0 >> .t:not(.shared) >> nth=0")
-    token.scroll_into_view_if_needed()
+    token.evaluate("(token) => token.scrollIntoView({ block: 'center', inline: 'center' })")
     return token.is_visible() and token.evaluate(
         """(token) => {
           const { left, top, width, height } = token.getBoundingClientRect();

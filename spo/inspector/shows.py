@@ -280,7 +280,7 @@ class Shows:
         group = best["prompt"] if group is None or group < 0 else group
         start = group_rows(now, group).start
         prompt = int(now.rollouts.prompt_index[start])
-        held = dict(steps_with(self.histories.get(place.run), prompt))
+        held = dict(steps_with(self.histories.get(place.run), prompt)) or {place.step: group}
         other = whole(fields.get("other"))
         if other not in held:
             other = next(iter(held), place.step)

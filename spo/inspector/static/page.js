@@ -130,7 +130,8 @@ export class Page {
     const moved = (name) => this.state[name] !== before[name];
     const opened = ["run", "step", "prompt"].some(moved);
     if (opened && record) history.pushState(null, "", this.addressNow()); // for Back
-    if (moved("run")) await this.openRun(this.state.run);
+    const unknown = moved("step") && !this.steps.includes(this.state.step); // saved since
+    if (moved("run") || unknown) await this.openRun(this.state.run);
     else if (moved("step")) await this.openStep(this.state.step);
     else if (moved("prompt")) await this.openGroup();
     else if (moved("completion") || moved("token"))
