@@ -128,10 +128,11 @@ def shared_server() -> tuple[Path, Server]:
 class Visit:
     """An open page, with everything it said and asked for."""
 
-    def __init__(self, address: str, fragment: str = "", **size):
+    def __init__(self, address: str, fragment: str = "", scheme: str = "light", **size):
         self.page = browser_context().new_page()
         self.problems: list[str] = []
         self.requests: list[str] = []
+        self.page.emulate_media(color_scheme=scheme)
         if size:
             self.page.set_viewport_size(size)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -144,7 +145,8 @@ class Visit:
             self.problems.append(message.text)
 
     def __enter__(self):
-        self.page.wait_for_selector(".card, .note, .verdicts, .spo-table, .diff, svg text")
+        parts = (".card", ".note", ".verdicts", ".spo-table", ".diff", ".primary", "svg text")
+        self.page.wait_for_selector(", ".join(f"{part}:visible" for part in parts))
         return self
 
     def __exit__(self, *_):

@@ -50,10 +50,7 @@ def test_the_app_from_the_repository_shows_it_as_well(root):
 
 
 def test_dark_mode_darkens_the_page(visit):
-    opened = visit(READ)
-    opened.page.emulate_media(color_scheme="dark")
-    opened.page.reload()
-    opened.page.wait_for_selector(".card .t")
+    opened = visit(READ, scheme="dark")
     brightness = (
         "getComputedStyle(document.querySelector('.app')).backgroundColor.match(/\\d+/g)[0]"
     )
@@ -62,14 +59,12 @@ def test_dark_mode_darkens_the_page(visit):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_buttons_stay_readable_under_the_pointer(visit, scheme):
-    opened = visit("run=alpha&step=2&tab=search")
-    opened.page.emulate_media(color_scheme=scheme)
-    opened.page.reload()
+    opened = visit("run=alpha&step=2&tab=search", scheme=scheme)
     button = opened.page.locator("button.primary")
     button.hover()
     opened.page.wait_for_timeout(300)  # Gradio fades between the colours
     assert contrast(button) >= 4.5
-    opened = visit(READ)
+    opened = visit(READ, scheme=scheme)
     pressed = opened.page.locator(".colours [aria-pressed=true]")
     pressed.hover()
     assert contrast(pressed) >= 4.5
@@ -112,8 +107,9 @@ def test_text_and_numbers_are_those_of_the_file(visit, root):
     starts = opened.ask(f"[...{CARD}].map((c) => c.querySelectorAll('.t.cut').length + 1)")
     assert starts == (step.credit.segment_ids[4:8].max(1) + 1).tolist()
     boundary = np.flatnonzero(np.diff(step.credit.segment_ids[4]) > 0)[0] + 1
-    opened.page.hover(f".card >> nth=0 >> .t >> nth={boundary}")
-    tip = opened.text(".tooltip")
+    token = f".card >> nth=0 >> .t >> nth={boundary}"
+    opened.page.hover(token)
+    tip = opened.page.get_attribute(token, "title")
     entropy = step.rollouts.token_entropies[4, boundary]
     assert f"H = {float(f'{entropy:.3g}'):g}" in tip
     assert "≥ cut" in tip
@@ -169,7 +165,7 @@ def test_a_run_without_critic_shows_group_advantages(visit):
 
 def test_the_common_beginning_folds_and_forks_are_marked(visit):
     opened = visit("run=forks&tab=read&prompt=0")
-    assert opened.text(".fold") == "⋯ 10 tokens that all completions begin with"
+    assert opened.text(".fold").strip() == "⋯ 10 tokens that all completions begin with"
     first = opened.page.locator(".card >> nth=0 >> .t")
     assert [first.nth(at).is_visible() for at in (0, 9, 10)] == [False, False, True]
     forked = "[...c.querySelectorAll('.t')].findIndex((t) => t.matches('.fork'))"
@@ -190,7 +186,7 @@ def test_chat_prompts_are_turns(visit):
 
 
 def test_a_character_split_over_tokens_is_no_hole(visit, root):
-    opened = visit("run=split&tab=read&prompt=0&token=1")
+    opened = visit("run=split&tab=read&prompt=0&completion=0&token=1")
     parts = opened.ask(
         f"[...{CARD}[0].querySelectorAll('.t')].map((t) => [t.textContent, t.dataset.part])"
     )
@@ -204,7 +200,7 @@ def test_find_marks_what_stands_in_the_completions(visit, root):
     opened = visit(READ)
     opened.page.fill('[aria-label="Find in these completions"]', "THE")
     counts = [text.lower().count("the") for text in saved(root).rollouts.completions[:4]]
-    opened.wait(f"document.querySelector('.top .hint').textContent === '{sum(counts)} found'")
+    opened.wait(f"document.querySelector('.hits').textContent === '{sum(counts)} found'")
 
 
 # --- understand -------------------------------------------------------------------------------

@@ -287,7 +287,7 @@ def test_notes_are_kept_beside_the_run(root, tmp_path):
         opened.page.fill("[placeholder=comment]", "guesses <b>right</b>")
         opened.page.get_by_label("star", exact=True).check()
         opened.page.click("text=Save for this completion")
-        opened.page.wait_for_selector("text=guesses <b>right</b>")
+        opened.page.wait_for_selector("[data-testid=cell-0-4] >> text=guesses")
         assert opened.problems == []
     server.process.kill()
     (entry,) = map(json.loads, (tmp_path / "alpha" / "annotations.jsonl").read_text().splitlines())

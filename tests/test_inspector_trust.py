@@ -19,7 +19,7 @@ def calm(page) -> bool:
     """Nothing was executed, and nothing but our own elements exists."""
     return page.evaluate(
         f"{ADDRESS} === undefined && !document.querySelector("
-        "'.app :is(script, iframe, img, style), .tooltip :is(img, script), td :is(img, script)')"
+        "'.app :is(script, iframe, img, style), td :is(img, script)')"
     )
 
 

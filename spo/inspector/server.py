@@ -24,7 +24,6 @@ Query = dict[str, Any]
 def page_functions(folder: Folder) -> list[Callable[[Query], str]]:
     """The server functions of the page, bound to the one folder it may read."""
     functions = (
-        list_runs,
         list_steps,
         get_step,
         get_credit_inputs,
@@ -70,13 +69,15 @@ def step_of(folder: Folder, query: Query) -> Step:
     return read_step(folder.step_path(text(query, "run"), integer(query, "step")))
 
 
-def list_runs(folder: Folder, query: Query) -> dict:
-    return {"runs": list(folder.runs())}
-
-
 def list_steps(folder: Folder, query: Query) -> dict:
-    steps = folder.steps(text(query, "run"))
-    return {"steps": list(steps.paths), "skipped": steps.skipped}
+    run = text(query, "run") or list(folder.runs())[-1]
+    steps = folder.steps(run)
+    skipped = ", ".join(f"{name} ({why})" for name, why in steps.skipped.items())
+    return {
+        "run": run,
+        "steps": list(steps.paths),
+        "note": f"Skipped: {skipped}." if skipped else "",
+    }
 
 
 def get_step(folder: Folder, query: Query) -> dict:
@@ -84,7 +85,13 @@ def get_step(folder: Folder, query: Query) -> dict:
         step = step_of(folder, query)
     except TooLarge as error:
         return large_summary(folder.step_path(text(query, "run"), integer(query, "step")), error)
-    return views.step_summary(step) | {"check": whatif.check_saved(step)}
+    return checked_summary(step)
+
+
+def checked_summary(step: Step) -> dict:
+    check = whatif.check_saved(step)
+    badge = whatif.badge(check, step.rollouts.num_generations)
+    return views.step_summary(step) | {"check": check, "badge": badge}
 
 
 def large_summary(path: Path, error: TooLarge) -> dict:
@@ -98,11 +105,9 @@ def large_summary(path: Path, error: TooLarge) -> dict:
         raise error
     summary = views.step_summary(read_group(path, 0).step)
     reason = "too large to recompute here; every prompt is shown as saved"
-    return summary | {
-        "groups": groups,
-        "in_browser": False,
-        "check": {"state": "impossible", "reason": reason},
-    }
+    check = {"state": "impossible", "reason": reason}
+    badge = whatif.badge(check, 1)
+    return summary | {"groups": groups, "in_browser": False, "check": check, "badge": badge}
 
 
 def get_credit_inputs(folder: Folder, query: Query) -> dict:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from spo.inspector import tables
 from spo.inspector.agents import Agents
+from spo.inspector.export import source
 from spo.inspector.folder import Folder
 from spo.inspector.markup import address
 from spo.inspector.notes import Notes
@@ -138,7 +139,7 @@ def step_tab(parts: Parts) -> None:
 
 def read_tab(parts: Parts, folder: Folder, annotate: bool) -> None:
     gr.HTML(
-        html_template='<div id="spo-root">Loading…</div>',
+        html_template=source("reader.html"),
         js_on_load=READ,
         apply_default_css=False,
         server_functions=page_functions(folder),

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spo.advantages import rewards_in_loss
 from spo.inspector.bounded import is_number
 from spo.inspector.step import CREDIT_FIELDS, Step
-from spo.inspector.text import char_ends
+from spo.inspector.text import char_ends, parts_of_characters
 from spo.inspector.turns import last_words, turns
 from spo.rollouts import Credit
 from spo.segments import find_boundaries, segment_ids_from_boundaries, segment_starts
@@ -250,6 +251,7 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
         "turns": turns(rollouts.prompts[block.start]),
         "prompt_index": int(rollouts.prompt_index[block.start]),
         "has_tokens": step.config is not None,
+        **forks([rollouts.token_ids[row, : rollouts.lengths[row]] for row in chosen]),
         "completions": [_completion(step, int(row), block.start) for row in chosen],
         "token_ids": tokens(rollouts.token_ids, "<i4"),
         "entropies": tokens(rollouts.token_entropies),
@@ -263,15 +265,35 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     }
 
 
+def forks(rows: list[np.ndarray]) -> dict[str, Any]:
+    """How many tokens all rows begin with, and where each leaves its closest neighbour."""
+    lengths = [
+        [common_prefix(a, b) for j, b in enumerate(rows) if j != i] for i, a in enumerate(rows)
+    ]
+    everything = [length for others in lengths for length in others]
+    return {
+        "shared": min(everything, default=0),
+        "forks": [max(others, default=-1) for others in lengths],
+    }
+
+
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    size = min(len(a), len(b))
+    differs = np.flatnonzero(a[:size] != b[:size])
+    return int(differs[0]) if differs.size else size
+
+
 def _completion(step: Step, row: int, first: int) -> dict[str, Any]:
     rollouts = step.rollouts
     length = int(rollouts.lengths[row])
     text = rollouts.completions[row]
+    ends = char_ends(text, rollouts.token_ends[row, :length], utf16=True)
     return {
         "completion": row - first,
         "row": row,
         "text": text,
-        "ends": pack(char_ends(text, rollouts.token_ends[row, :length], utf16=True), "<i4"),
+        "ends": pack(ends, "<i4"),
+        "parts": parts_of_characters(text, rollouts.token_ends[row, :length]),
         "length": length,
         "reward": number(rollouts.completion_rewards[row]),
         "rewards": {
@@ -287,16 +309,13 @@ def _completion(step: Step, row: int, first: int) -> dict[str, Any]:
 def credit_inputs(step: Step) -> dict[str, Any]:
     """What the browser's twin of `assign_credit` needs: every completion of the step, (N,).
 
-    Token rewards are zero almost everywhere, so only the others are sent.
+    Rewards come less the KL penalty where `kl_in_reward`; only those that are not zero are sent.
     """
     rollouts, config = step.rollouts, step.config
     mask = rollouts.completion_mask
-    rewards = rollouts.token_rewards[mask]
+    rewards = rewards_in_loss(rollouts, config)[mask]
     nonzero = np.flatnonzero(rewards)
     starts = segment_starts(step.credit.segment_ids)
-    k1 = None
-    if config.kl_in_reward:
-        k1 = pack((rollouts.token_logprobs_old - rollouts.token_logprobs_ref)[mask])
     return {
         "num_generations": rollouts.num_generations,
         "lengths": pack(rollouts.lengths, "<i4"),
@@ -308,7 +327,6 @@ def credit_inputs(step: Step) -> dict[str, Any]:
         "values": None if rollouts.token_values is None else pack(rollouts.token_values[mask]),
         "reward_positions": pack(nonzero, "<i4"),
         "reward_values": pack(rewards[nonzero]),
-        "k1": k1,
         "boundaries": None if cut_by_entropy(step) else pack(starts[mask], "u1"),
     }
 

@@ -96,6 +96,27 @@ def check_saved(step: Step) -> dict[str, Any]:
     }
 
 
+def badge(check: dict[str, Any], num_generations: int) -> dict[str, Any]:
+    """The check in a word, in a sentence, and the place where the numbers differ most."""
+    if check["state"] == "verified":
+        words = "The saved advantages are those of assign_credit under the saved configuration"
+        return {"text": "✓ verified", "title": words}
+    if check["state"] == "impossible":
+        return {"text": "not verifiable", "title": check["reason"]}
+    size = check["max_difference"]
+    group, completion = divmod(check["row"], num_generations)
+    title = (
+        f"{check['column']} differ most at prompt {group + 1}, completion {completion + 1}, token "
+        f"{check['token'] + 1}; {check['segments_moved']} tokens lie in other segments. "
+        "Click to go there."
+    )
+    return {
+        "text": "differs" if size is None else f"differs by {size:.3g}",
+        "title": title,
+        "place": {"prompt": group, "completion": completion, "token": check["token"]},
+    }
+
+
 def _largest_difference(saved: np.ndarray | None, recomputed: np.ndarray | None):
     """(difference, row, token); relative to the recomputed number where that exceeds 1."""
     if saved is None and recomputed is None:

@@ -1,77 +1,41 @@
-// "What if": sliders and switches for the credit settings, folded into one line, and what changed
-// against training.
+// "What if": sliders and switches for the credit settings, and what changed against training.
 
 import { h, show } from "./dom.js";
 
 // Most of the interesting entropy_percentiles are small: the slider moves their square root.
-const SLIDERS = { entropy_percentile: "entropy_percentile", gamma: "γ", lam: "λ" };
 const toSlider = (name, x) => (name === "entropy_percentile" ? Math.sqrt(x) : x);
 const fromSlider = (name, x) => (name === "entropy_percentile" ? x * x : x);
-const MODES = {
-  spo: ["SPO", "Segment GAE, cut at entropy_percentile"],
-  ppo: ["PPO", "Token GAE: every token is a segment"],
-  grpo: ["GRPO", "Group-relative reward on every token, no critic"],
-};
-const LEVELS = { segment: ["segment", ""], token: ["token", ""] };
 
 export class Controls {
   /** @param onChange called with the changed settings, {mode}, or null to return to training */
-  constructor(onChange) {
-    this.onChange = onChange;
-    this.sliders = {};
-    this.modes = {};
-    this.levels = {};
-    const normalise = (event) => onChange({ normalize_advantages: event.target.checked });
-    this.normalise = h("input", { type: "checkbox", id: "spo-normalise", onchange: normalise });
-    this.reset = h("button", { class: "reset", onclick: () => onChange(null) }, "Reset to training");
-    this.line = h("span", { class: "settings" });
-    this.status = h("span", { class: "status", role: "status" });
-    this.element = h(
-      "details",
-      { class: "controls", "aria-label": "What if" },
-      h("summary", {}, h("b", {}, "What if"), this.line, this.status),
-      h(
-        "div",
-        { class: "row" },
-        this.choice("mode", MODES, this.modes),
-        Object.keys(SLIDERS).map((name) => this.sliderRow(name)),
-        h("span", { class: "caption" }, "advantage per"),
-        this.choice("advantage_level", LEVELS, this.levels),
-        h("label", { for: "spo-normalise" }, this.normalise, " normalise"),
-        this.reset,
-      ),
-    );
+  constructor(element, onChange) {
+    Object.assign(this, { element, onChange, sliders: {} });
+    for (const row of element.querySelectorAll("[data-setting]")) this.connect(row);
+    const find = (selector) => element.querySelector(selector);
+    this.normalise = find(".normalise");
+    this.normalise.onchange = () => onChange({ normalize_advantages: this.normalise.checked });
+    this.reset = find(".reset");
+    this.reset.onclick = () => onChange(null);
+    [this.line, this.status] = [find(".settings"), find(".status")];
   }
 
-  sliderRow(name) {
-    const id = `spo-${name}`;
-    const range = { type: "range", min: 0, max: 1, step: 0.001, "aria-label": SLIDERS[name] };
-    const slider = h("input", range);
-    const field = h("input", { type: "number", id, min: 0, max: 1, step: "any" });
-    slider.addEventListener("input", () => {
+  connect(row) {
+    const name = row.dataset.setting;
+    const [slider, field] = row.querySelectorAll("input");
+    slider.oninput = () => {
       field.value = Number(fromSlider(name, Number(slider.value)).toFixed(4));
       this.onChange({ [name]: Number(field.value) });
-    });
-    field.addEventListener("input", () => {
+    };
+    field.oninput = () => {
       const value = Number(field.value);
       if (field.value === "" || !(value >= 0 && value <= 1)) return;
       slider.value = toSlider(name, value);
       this.onChange({ [name]: value });
-    });
+    };
     this.sliders[name] = { slider, field };
-    return h("div", { class: "slider" }, h("label", { for: id }, SLIDERS[name]), slider, field);
   }
 
-  /** A row of buttons of which one is pressed. */
-  choice(name, options, buttons) {
-    for (const [value, [label, title]] of Object.entries(options)) {
-      const onclick = () => this.onChange({ [name]: value });
-      buttons[value] = h("button", { title: title || null, onclick }, label);
-    }
-    return h("div", { class: "choice" }, Object.values(buttons));
-  }
-
-  /** Shows settings; `can` says what the step allows: {critic, recompute}. */
+  /** Shows settings; `can` says what the step allows: {critic, recompute, cut}. */
   set(mode, settings, changed, can) {
     this.element.hidden = !can.recompute;
     if (!can.recompute) return;
@@ -82,25 +46,24 @@ export class Controls {
       const shown = (isCut ? { ppo: 1, grpo: 0 }[mode] : undefined) ?? settings[name];
       if (document.activeElement !== field) field.value = shown;
       if (document.activeElement !== slider) slider.value = toSlider(name, shown);
-      slider.disabled = field.disabled = isCut ? mode !== "spo" : fixed;
+      slider.disabled = field.disabled = isCut ? mode !== "spo" || !can.cut : fixed;
     }
-    const press = (buttons, current, disabled) => {
-      for (const [value, button] of Object.entries(buttons)) {
-        button.setAttribute("aria-pressed", String(value === current));
-        button.disabled = disabled(value);
-      }
-    };
-    press(this.modes, mode, (value) => value === "ppo" && !can.critic);
-    press(this.levels, settings.advantage_level, () => fixed);
+    press(this.element, "mode", mode, (value) => value === "ppo" && !can.critic);
+    press(this.element, "advantage_level", settings.advantage_level, () => fixed);
     this.normalise.checked = settings.normalize_advantages;
     this.normalise.disabled = fixed;
     this.reset.disabled = !changed;
     const { entropy_percentile: p, gamma, lam } = settings;
-    this.line.textContent = `${MODES[mode]?.[0] ?? "SPO"} · p ${show(p)} · γ ${show(gamma)} · λ ${show(lam)}`;
+    const numbers = `p ${show(p)} · γ ${show(gamma)} · λ ${show(lam)}`;
+    this.line.textContent = `${mode.toUpperCase()} · ${numbers}`;
   }
+}
 
-  say(...nodes) {
-    this.status.replaceChildren(...nodes);
+/** Presses one button of a choice. */
+export function press(root, choice, current, disabled) {
+  for (const button of root.querySelectorAll(`[data-choice=${choice}] button`)) {
+    button.setAttribute("aria-pressed", String(button.value === current));
+    button.disabled = disabled(button.value);
   }
 }
 

@@ -28,36 +28,27 @@ export function unpackInputs(answer) {
     values: unpack(answer.values),
     rewardPositions: unpack(answer.reward_positions, Int32Array),
     rewardValues: unpack(answer.reward_values),
-    k1: unpack(answer.k1),
     boundaries: unpack(answer.boundaries, Uint8Array),
   };
 }
 
-const TOKEN_ARRAYS = {
-  entropies: Float32Array,
-  logprobs: Float32Array,
-  logprobs_ref: Float32Array,
-  values: Float32Array,
-  token_rewards: Float32Array,
-  token_ids: Int32Array,
-  segment_ids: Int32Array,
-  advantages: Float32Array,
-  returns: Float32Array,
-};
+const FLOATS = ["entropies", "logprobs", "logprobs_ref", "values", "token_rewards"];
+FLOATS.push("advantages", "returns");
+const INTEGERS = ["token_ids", "segment_ids"];
 
 /** get_group -> its completions, each with its own slices of the token arrays. */
 export function unpackGroup(answer) {
   const arrays = {};
-  for (const [name, Kind] of Object.entries(TOKEN_ARRAYS))
-    arrays[name] = unpack(answer[name], Kind);
+  for (const name of FLOATS) arrays[name] = unpack(answer[name]);
+  for (const name of INTEGERS) arrays[name] = unpack(answer[name], Int32Array);
   const hasTokens = answer.has_tokens;
   let offset = 0;
-  const completions = answer.completions.map((plain) => {
+  const completions = answer.completions.map((plain, index) => {
     const stop = offset + plain.length;
     const completion = { ...plain, ends: unpack(plain.ends, Int32Array), hasTokens };
-    for (const name of Object.keys(TOKEN_ARRAYS)) {
+    completion.fork = answer.forks[index];
+    for (const name of [...FLOATS, ...INTEGERS])
       completion[name] = arrays[name] && arrays[name].subarray(offset, stop);
-    }
     completion.saved = { segmentIds: completion.segment_ids, advantages: completion.advantages };
     offset = stop;
     return completion;

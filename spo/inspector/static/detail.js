@@ -37,28 +37,6 @@ export function tokenFacts(completion, credit, at, cut) {
   return facts;
 }
 
-/** One shared node for all tokens. */
-export class Tooltip {
-  constructor() {
-    this.element = h("div", { class: "tooltip", role: "tooltip", hidden: true });
-  }
-
-  show(span, title, facts) {
-    this.element.replaceChildren(h("b", {}, title), factList(facts));
-    this.element.hidden = false;
-    const box = span.getBoundingClientRect();
-    const own = this.element.getBoundingClientRect();
-    const left = Math.max(8, Math.min(box.left, window.innerWidth - own.width - 8));
-    const above = box.top - own.height - 6;
-    this.element.style.left = `${left}px`;
-    this.element.style.top = `${above > 8 ? above : box.bottom + 6}px`;
-  }
-
-  hide() {
-    this.element.hidden = true;
-  }
-}
-
 function factList(facts) {
   return h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
@@ -131,27 +109,19 @@ const TABLE_REACH = 40;
 /** The segments around one, each a line to click; raw numbers are in units of the reward. */
 function segmentTable(completion, parts, index, isRaw, onPick) {
   const head = ["#", "text", "R", "γV′−V", "δ", "carried", "A", ...(isRaw ? [] : ["A"])];
-  const units = h(
-    "tr",
-    {},
-    h("td", { colspan: 2 }),
-    h("th", { colspan: 5 }, "raw, in units of reward"),
-    isRaw ? null : h("th", {}, "normal."),
-  );
-  const from = Math.max(0, index - TABLE_REACH);
-  const rows = parts.slice(from, index + TABLE_REACH + 1).map((part, i) => {
+  const spans = [h("td", { colspan: 2 }), h("th", { colspan: 5 }, "raw, in units of reward")];
+  const units = h("tr", {}, spans, isRaw ? null : h("th", {}, "normal."));
+  const shown = parts.slice(Math.max(0, index - TABLE_REACH), index + TABLE_REACH + 1);
+  const rows = shown.map((part) => {
     const { start, stop, reward, gammaNext, value, delta, carried, raw, advantage } = part;
-    const text = visible(
-      completion.text.slice(start ? completion.ends[start - 1] : 0, completion.ends[stop - 1]),
-    );
+    const from = start ? completion.ends[start - 1] : 0;
+    const text = visible(completion.text.slice(from, completion.ends[stop - 1]));
     const numbers = [reward, gammaNext - value, delta, carried, raw, ...(isRaw ? [] : [advantage])];
-    return h(
-      "tr",
-      { class: from + i === index ? "current" : "", onclick: () => onPick(start) },
-      h("td", {}, `${from + i + 1}`),
-      h("td", { class: "snippet", title: text }, text.slice(0, 40)),
-      numbers.map((x) => h("td", {}, signed(x, 2))),
-    );
+    const first = h("td", {}, String(parts.indexOf(part) + 1));
+    const words = h("td", { class: "snippet", title: text }, text.slice(0, 40));
+    const cells = numbers.map((x) => h("td", {}, signed(x, 2)));
+    const kind = part === parts[index] ? "current" : "";
+    return h("tr", { class: kind, onclick: () => onPick(start) }, first, words, cells);
   });
   const names = h("tr", {}, head.map((x) => h("th", {}, x)));
   const table = h("table", { class: "segments" }, h("thead", {}, units, names), h("tbody", {}, rows));
@@ -160,19 +130,14 @@ function segmentTable(completion, parts, index, isRaw, onPick) {
 
 /** Seven of the fifteen colours with their numbers, and what lies beyond them. */
 export function legend({ label, unit }, scale, percentile) {
-  const steps =
-    scale.low < 0 && scale.high > 0
-      ? [-1, -0.66, -0.33, 0, 0.33, 0.66, 1]
-      : [0, 0.17, 0.33, 0.5, 0.67, 0.83, 1].map((x) => (scale.low < 0 ? x - 1 : x));
+  const isDiverging = scale.low < 0 && scale.high > 0;
+  const ends = isDiverging ? [-1, 1] : scale.low < 0 ? [-1, 0] : [0, 1];
+  const steps = Array.from({ length: 7 }, (_, i) => ends[0] + ((ends[1] - ends[0]) * i) / 6);
   const cells = steps.map((x) => h("i", { class: `c${colourClass(x * scale.reach, scale)}` }));
   const [less, more] = scale.beyond ? ["≤ ", "≥ "] : ["", ""];
   const where = percentile ? ` (ends at the ${percentile}th percentile of the step)` : "";
   const note = scale.beyond ? `${scale.beyond} tokens beyond${where}` : null;
-  return [
-    h("span", {}, label),
-    h("span", {}, `${steps[0] < 0 ? less : ""}${show(steps[0] * scale.reach)}`),
-    h("span", { class: "cells" }, cells),
-    h("span", {}, `${steps.at(-1) > 0 ? more : ""}${show(steps.at(-1) * scale.reach)} ${unit}`),
-    note && h("span", { class: "beyond" }, note),
-  ];
+  const end = (x, sign) => h("span", {}, `${x ? sign : ""}${show(x * scale.reach)}`);
+  const colours = h("span", { class: "cells" }, cells);
+  return [label, end(ends[0], less), colours, end(ends[1], more), unit, note].filter(Boolean);
 }

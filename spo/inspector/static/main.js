@@ -4,11 +4,11 @@ import { Page } from "./page.js";
 
 /** The token reader of the Reader tab. */
 export function start(element, server) {
-  return new Page(element.querySelector("#spo-root"), server).open();
+  const page = new Page(element.querySelector("#spo-root"), server);
+  return page.openRun(page.state.run);
 }
 
-/** The address of the page is its state: tells Python whenever a part of it changes that Python
- * shows, and gives the components `spo.go`. */
+/** Tells Python whenever a part of the address changes that Python shows, and makes `spo.go`. */
 export function route(trigger) {
   let told = "";
   const tell = () => {
@@ -35,8 +35,7 @@ function go(changes) {
   if (typeof changes === "string") return void (location.hash = changes);
   const fields = new URLSearchParams(location.hash.slice(1));
   for (const [name, value] of Object.entries(changes)) {
-    if (value === null || value === undefined || value === "" || value === false)
-      fields.delete(name);
+    if ((value ?? "") === "") fields.delete(name);
     else fields.set(name, Array.isArray(value) ? value.join(",") : value);
   }
   location.hash = String(fields);

@@ -7,8 +7,8 @@ import { tokenTitle } from "./completion.js";
 import { Controls, changeLine, compareWithTraining } from "./controls.js";
 import { assignCredit, decompose, prepareStep } from "./credit.js";
 import { ask, startsSegment, unpack, unpackGroup, unpackInputs } from "./data.js";
-import { Tooltip, detailPanel, legend, spoken, tokenFacts } from "./detail.js";
-import { debounce, h, show, visible } from "./dom.js";
+import { detailPanel, legend, spoken, tokenFacts } from "./detail.js";
+import { debounce, show } from "./dom.js";
 import { Frame } from "./frame.js";
 import { listen } from "./keyboard.js";
 import { Reader } from "./reader.js";
@@ -23,15 +23,12 @@ export class Page {
     this.changes = settings; // only what differs from training
     this.credits = {}; // mode -> credit of the whole step, made on demand
     this.verdict = { state: "", text: "" };
-    this.controls = new Controls((change) => this.change(change));
-    this.tooltip = new Tooltip();
-    this.frame = new Frame(this);
-    root.replaceChildren(this.frame.element, this.tooltip.element);
+    this.frame = new Frame(this, root);
+    this.controls = new Controls(this.frame.controls, (change) => this.change(change));
     listen(root, this);
     this.checkSoon = debounce(350, () => this.check());
     this.remember = debounce(100, () => this.writeAddress()); // 25 ms each: not once per frame
     addEventListener("hashchange", () => this.followAddress());
-    addEventListener("scroll", () => this.tooltip.hide(), { passive: true });
   }
 
   /** Runs `action`; an error becomes a note on the page, and the answer null. */
@@ -44,22 +41,12 @@ export class Page {
     }
   }
 
-  // --- opening -----------------------------------------------------------------------------
-
-  async open() {
-    const answer = await this.attempt(() => ask(this.server, "list_runs"));
-    if (!answer) return;
-    const known = answer.runs.includes(this.state.run);
-    await this.openRun(known ? this.state.run : answer.runs.at(-1));
-  }
-
+  /** The run of the address, or the newest. */
   async openRun(run) {
-    this.state.run = run;
     const steps = await this.attempt(() => ask(this.server, "list_steps", { run }));
     if (!steps) return;
-    this.steps = steps.steps;
-    const names = Object.entries(steps.skipped).map(([name, why]) => `${visible(name)} (${why})`);
-    this.frame.setSteps(this.steps, names.length ? `Skipped: ${names.join(", ")}.` : "");
+    [this.state.run, this.steps] = [steps.run, steps.steps];
+    this.frame.setSteps(steps);
     if (!this.steps.length) return this.frame.note("This run has no readable step.");
     const known = this.steps.includes(this.state.step);
     await this.openStep(known ? this.state.step : this.steps.at(-1));
@@ -69,10 +56,10 @@ export class Page {
   async openStep(step) {
     const request = (this.stepRequest = (this.stepRequest ?? 0) + 1);
     this.state.step = step;
-    this.frame.busy(true);
+    this.frame.element.setAttribute("aria-busy", "true");
     const summary = await this.attempt(() => ask(this.server, "get_step", this.place));
     if (request !== this.stepRequest) return;
-    this.frame.busy(false);
+    this.frame.element.setAttribute("aria-busy", "false");
     if (!summary) return this.frame.showNothing();
     Object.assign(this, { summary, step: null, credits: {} });
     this.frame.setStep(step, summary);
@@ -88,8 +75,7 @@ export class Page {
   async loadInputs(request) {
     const answer = await this.attempt(() => ask(this.server, "get_credit_inputs", this.place));
     if (!answer || request !== this.stepRequest) return;
-    this.step = prepareStep(unpackInputs(answer));
-    this.credits = {};
+    Object.assign(this, { step: prepareStep(unpackInputs(answer)), credits: {} });
     this.apply();
   }
 
@@ -104,11 +90,7 @@ export class Page {
     this.state.completion = Math.max(0, Math.min(this.state.completion, most));
     const length = this.group.completions[this.state.completion]?.length ?? 0;
     if (this.state.token >= length) this.state.token = -1;
-    this.reader = new Reader(this.group, {
-      point: (index, at, span) => this.point(index, at, span),
-      leave: () => this.tooltip.hide(),
-      pick: (index, at) => this.focus(index, at),
-    });
+    this.reader = new Reader(this.group, this);
     this.frame.setGroup(this.group, this.reader.element);
     this.apply();
     this.focus(this.state.completion, this.state.token, false);
@@ -125,8 +107,9 @@ export class Page {
 
   /** Moves to another step, prompt, completion or token, loading only what changes. */
   async go(place, record = true) {
-    const before = { ...this.state };
-    Object.assign(this.state, place);
+    const { state } = this;
+    const before = { ...state };
+    Object.assign(state, place);
     const moved = (name) => this.state[name] !== before[name];
     const opened = ["run", "step", "prompt"].some(moved);
     if (opened && record) history.pushState(null, "", this.addressNow()); // for Back
@@ -134,8 +117,7 @@ export class Page {
     if (moved("run") || unknown) await this.openRun(this.state.run);
     else if (moved("step")) await this.openStep(this.state.step);
     else if (moved("prompt")) await this.openGroup();
-    else if (moved("completion") || moved("token"))
-      this.focus(this.state.completion, this.state.token);
+    else if (moved("completion") || moved("token")) this.focus(state.completion, state.token);
     this.remember();
   }
 
@@ -161,8 +143,6 @@ export class Page {
     if (this.root.offsetParent) history.replaceState(null, "", this.addressNow());
   }
 
-  // --- what if -----------------------------------------------------------------------------
-
   get settings() {
     return { ...this.summary?.config, ...this.changes };
   }
@@ -182,18 +162,13 @@ export class Page {
     else Object.assign(this.changes, change);
     this.credits = {};
     this.served = null;
-    if (this.scheduled) return;
-    this.scheduled = true;
-    requestAnimationFrame(() => {
-      this.scheduled = false;
-      this.apply();
-    });
+    cancelAnimationFrame(this.scheduled);
+    this.scheduled = requestAnimationFrame(() => this.apply());
   }
 
   /** Credit of the whole step in one mode, under the current settings. */
   stepCredit(mode) {
-    this.credits[mode] ??= assignCredit(this.step, { ...this.settings, mode });
-    return this.credits[mode];
+    return (this.credits[mode] ??= assignCredit(this.step, { ...this.settings, mode }));
   }
 
   /** What one completion shows: training's credit until a setting differs from training's. */
@@ -216,33 +191,30 @@ export class Page {
     const { scales = {}, percentile } = this.summary;
     const end = Object.hasOwn(scales, this.state.colour) ? scales[this.state.colour] : 0;
     const scale = this.reader.paint(colour, (completion) => this.creditOf(completion), end);
-    const words = legend(colour, scale, end ? percentile : null);
-    this.frame.legend.replaceChildren(...words.filter(Boolean));
+    this.frame.legend.replaceChildren(...legend(colour, scale, end ? percentile : null));
   }
 
   /** Draws everything that depends on settings or colour. */
   apply() {
     if (!this.reader) return;
     this.paint();
-    this.frame.setColour(this.state.colour);
+    this.frame.setColour(this.state.colour, this.group);
     const recompute = this.recomputable && (!this.exported || this.step !== null);
-    const can = { critic: this.summary.has_values, recompute };
+    const cut = !this.step?.boundaries; // the browser knows the entropy rule only
+    const can = { critic: this.summary.has_values, recompute, cut };
     this.controls.set(this.state.mode, this.settings, this.changed, can);
-    this.compare();
+    if (!this.exported) this.verdict = { state: "waiting", text: "…" };
+    this.sayChange();
     this.showDetail();
     this.remember();
     if (this.changed && !this.exported) this.checkSoon();
   }
 
-  compare() {
-    if (!this.changed) return this.controls.say(h("span", { class: "hint" }, "as trained"));
-    if (!this.exported) this.verdict = { state: "waiting", text: "…" };
-    this.sayChange();
-  }
-
   sayChange() {
+    const { status } = this.controls;
+    if (!this.changed) return status.replaceChildren("as trained");
     const change = compareWithTraining(this.group.completions, (c) => this.creditOf(c));
-    this.controls.say(...changeLine(change, this.verdict));
+    status.replaceChildren(...changeLine(change, this.verdict));
   }
 
   /** Python's assign_credit on the same settings; without the step in the browser, the answer. */
@@ -272,26 +244,24 @@ export class Page {
 
   agreement(slices) {
     let [worst, moved] = [0, 0];
-    this.group.completions.forEach((completion, index) => {
-      const mine = this.creditOf(completion);
-      const theirs = slices[index];
+    for (const [index, completion] of this.group.completions.entries()) {
+      const [mine, theirs] = [this.creditOf(completion), slices[index]];
       for (let at = 0; at < completion.length; at++) {
-        const size = Math.max(1, Math.abs(theirs.advantages[at]));
-        worst = Math.max(worst, Math.abs(mine.advantages[at] - theirs.advantages[at]) / size);
+        const [a, b] = [mine.advantages[at], theirs.advantages[at]];
+        worst = Math.max(worst, Math.abs(a - b) / Math.max(1, Math.abs(b)));
         if (mine.segmentIds[at] !== theirs.segmentIds[at]) moved++;
       }
-    });
+    }
     if (worst <= 1e-5 && moved === 0) return { state: "verified", text: "✓ checked by Python" };
     const text = `Python differs: ${show(worst)}, ${moved} tokens in other segments`;
     return { state: "differs", text };
   }
 
-  // --- one token ---------------------------------------------------------------------------
-
   point(index, at, span) {
     const completion = this.group.completions[index];
     const facts = tokenFacts(completion, this.creditOf(completion), at, this.cut);
-    this.tooltip.show(span, tokenTitle(completion, at), facts);
+    const lines = facts.map(([name, value]) => `${name}: ${value}`);
+    span.title = [tokenTitle(completion, at), ...lines].join("\n");
   }
 
   /** Makes a token the current one; `take` also gives it the keyboard and reads it aloud. */
@@ -301,7 +271,6 @@ export class Page {
     const credit = this.creditOf(completion);
     this.reader.focus(index, at, credit, take);
     this.showDetail();
-    this.tooltip.hide();
     if (take && at >= 0) this.frame.live.textContent = spoken(completion, credit, at, this.cut);
     this.remember();
   }
@@ -340,9 +309,8 @@ export class Page {
   }
 
   moveCompletion(by) {
-    const to = this.state.completion + by;
-    const completion = this.group.completions[to];
-    if (completion) this.focus(to, Math.min(this.state.token, completion.length - 1));
+    const to = this.group.completions[this.state.completion + by];
+    if (to) this.focus(this.state.completion + by, Math.min(this.state.token, to.length - 1));
   }
 
   movePrompt(by) {

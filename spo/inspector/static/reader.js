@@ -1,6 +1,6 @@
 // The completions of one prompt side by side: header, strips and text of each.
 
-import { CompletionText, forks } from "./completion.js";
+import { CompletionText } from "./completion.js";
 import { segmentSpan } from "./detail.js";
 import { h, show, signed } from "./dom.js";
 import { makeScale } from "./scale.js";
@@ -9,36 +9,18 @@ import { Strips } from "./strips.js";
 const FOLD_FROM = 8; // shared tokens worth folding away
 
 export class Reader {
-  /** @param on {point, leave, pick}: pointer over a token, pointer gone, token chosen */
+  /** @param on its point() hears of the pointer over a token, its focus() of a choice */
   constructor(group, on) {
     this.focused = [-1, -1];
-    const { shared, forkOf } = forks(group.completions);
-    const folds = shared >= FOLD_FROM;
-    this.cards = group.completions.map((completion, index) =>
-      makeCard(completion, index, folds ? shared : 0, forkOf[index], on),
-    );
-    const label = { tabindex: 0, role: "region", "aria-label": "Completions" };
-    this.columns = h("div", { class: "columns", ...label }, this.cards.map((card) => card.element));
-    this.element = h("div", {}, folds ? this.foldButton(shared) : null, this.columns);
-  }
-
-  /** The shared beginning, folded away so that the forks stand side by side. */
-  foldButton(shared) {
-    const button = h("button", { class: "fold", "aria-expanded": "false" });
-    const draw = (folded) => {
-      this.columns.classList.toggle("folded", folded);
-      button.setAttribute("aria-expanded", String(!folded));
-      button.textContent = folded
-        ? `⋯ ${shared} tokens that all completions begin with`
-        : `Fold the ${shared} shared tokens`;
-    };
-    button.addEventListener("click", () => draw(!this.columns.classList.contains("folded")));
-    draw(true);
-    return button;
-  }
-
-  unfold() {
-    if (this.columns.classList.contains("folded")) this.element.querySelector(".fold").click();
+    const folds = group.shared >= FOLD_FROM;
+    const shared = folds ? group.shared : 0;
+    this.cards = group.completions.map((one, index) => makeCard(one, index, shared, on));
+    const look = { class: "columns", tabindex: 0, role: "region", "aria-label": "Completions" };
+    this.columns = h("div", look, this.cards.map((card) => card.element));
+    this.fold = h("input", { type: "checkbox", checked: true });
+    const words = ` ⋯ ${shared} tokens that all completions begin with`;
+    const fold = folds ? h("label", { class: "fold" }, this.fold, words) : null;
+    this.element = h("div", {}, fold, this.columns);
   }
 
   /** Colours all cards; `creditOf(completion)` is what is shown. Returns the scale, which ends at
@@ -72,7 +54,7 @@ export class Reader {
       this.columns.scrollLeft = inside;
     }
     if (at < 0) return;
-    if (card.text.kinds[at].includes("shared")) this.unfold();
+    if (card.text.kinds[at].includes("shared")) this.fold.checked = false;
     card.text.select(at, previousCard === index ? previous : 0, take);
     highlight(card.text.spans, credit.segmentIds, at);
   }
@@ -97,24 +79,23 @@ export class Reader {
   }
 }
 
-function makeCard(completion, index, shared, fork, on) {
+function makeCard(completion, index, shared, on) {
   const number = completion.completion + 1;
-  const text = new CompletionText(completion, shared, fork);
+  const text = new CompletionText(completion, shared);
   const { hasTokens, length } = completion;
-  const strips = length && hasTokens ? new Strips(completion, (at) => on.pick(index, at)) : null;
+  const strips = length && hasTokens ? new Strips(completion, (at) => on.focus(index, at)) : null;
   const tick = h("input", { type: "checkbox", "aria-label": `Select completion ${number}` });
   const count = h("span", { class: "count" });
-  text.element.setAttribute("role", "group");
-  text.element.setAttribute("aria-label", `Completion ${number}, token by token`);
-  text.element.addEventListener("mouseover", (event) => {
+  text.element.role = "group";
+  text.element.ariaLabel = `Completion ${number}, token by token`;
+  text.element.onmouseover = (event) => {
     const at = text.tokenAt(event);
     if (at >= 0 && hasTokens) on.point(index, at, event.target);
-  });
-  text.element.addEventListener("mouseleave", on.leave);
-  text.element.addEventListener("click", (event) => {
+  };
+  text.element.onclick = (event) => {
     const at = text.tokenAt(event);
-    if (at >= 0) on.pick(index, at);
-  });
+    if (at >= 0) on.focus(index, at);
+  };
   const tokens = hasTokens ? [h("span", { class: "count" }, `${length} tokens`), count] : null;
   const title = h("label", {}, tick, ` #${number}`);
   const head = h("header", {}, title, rewardChip(completion), marks(completion), tokens);
@@ -129,13 +110,10 @@ function rewardChip({ reward }) {
   return h("span", { class: "chip" }, `reward ${show(reward)}`);
 }
 
-function marks(completion) {
-  const chips = [];
-  if (completion.truncated) chips.push(h("span", { class: "chip warn" }, "truncated"));
-  if (!completion.hasTokens) {
-    chips.push(h("span", { class: "chip" }, `advantage ${signed(completion.advantages[0])}`));
-  }
-  return chips;
+function marks({ truncated, hasTokens, advantages }) {
+  const cut = truncated ? h("span", { class: "chip warn" }, "truncated") : null;
+  if (hasTokens) return [cut];
+  return [cut, h("span", { class: "chip" }, `advantage ${signed(advantages[0])}`)];
 }
 
 function perFunction({ rewards }) {

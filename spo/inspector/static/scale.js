@@ -15,15 +15,11 @@ export function colourOf(name) {
   return Object.hasOwn(COLOURS, name) ? COLOURS[name] : COLOURS.advantage;
 }
 
-function referenceGap(completion) {
-  if (!completion.logprobs_ref) return null;
-  return completion.logprobs.map((x, at) => x - completion.logprobs_ref[at]);
-}
+const referenceGap = ({ logprobs, logprobs_ref: other }) =>
+  other && logprobs.map((x, at) => x - other[at]);
 
-/**
- * The scale of some arrays: diverging around 0 where both signs occur. It ends at `end`, a high
- * percentile of the step; `beyond` numbers lie outside and take the last colour.
- */
+/** The scale of some arrays: diverging around 0 where both signs occur. It ends at `end`, a high
+ * percentile of the step; `beyond` numbers lie outside and take the last colour. */
 export function makeScale(arrays, end = 0) {
   let [low, high] = [0, 0];
   for (const array of arrays) {

@@ -1,37 +1,30 @@
 // Share: link, self-contained HTML file, SVG of the current completion.
 
 import { ask } from "./data.js";
-import { h } from "./dom.js";
 
-export function shareMenu(page) {
-  const item = (label, action) => {
-    const onclick = async () => {
+const ACTIONS = {
+  link: () => navigator.clipboard.writeText(location.href),
+  group: (page) => exportGroup(page, null),
+  ticked: (page) => exportGroup(page, page.reader.ticked),
+  picture: exportPicture,
+};
+
+export function connectMenu(menu, page) {
+  for (const button of menu.querySelectorAll("[data-share]")) {
+    const { share } = button.dataset;
+    button.hidden = page.exported && share !== "link";
+    button.onclick = () => {
       menu.open = false;
-      await page.attempt(action);
+      page.attempt(() => ACTIONS[share](page));
     };
-    return h("button", { onclick }, label);
-  };
-  const link = item("Copy link to this view", () => navigator.clipboard.writeText(location.href));
-  const onServer = [
-    item("Prompt group as HTML file", () => exportGroup(page, null)),
-    item("Ticked completions as HTML file", () => exportTicked(page)),
-    item("Completion as SVG", () => exportPicture(page)),
-  ];
-  const items = h("div", {}, link, page.exported ? [] : onServer);
-  const menu = h("details", { class: "menu" }, h("summary", {}, "Share"), items);
-  return menu;
-}
-
-function exportTicked(page) {
-  const rows = page.reader.ticked;
-  if (!rows.length) throw new Error("Tick the completions to export first.");
-  return exportGroup(page, rows);
+  }
 }
 
 async function exportGroup(page, rows) {
+  if (rows && !rows.length) throw new Error("Tick the completions to export first.");
   const query = { ...page.place, group: page.state.prompt, rows, address: location.hash.slice(1) };
   const { html } = await ask(page.server, "export_group", query);
-  download(new Blob([html], { type: "text/html" }), `${name(page)}.html`);
+  download(page, html, "text/html", "html");
 }
 
 /** The current completion as it is coloured now. */
@@ -40,16 +33,14 @@ async function exportPicture(page) {
   const settings = page.changed ? { ...page.changes, mode } : null;
   const query = { ...page.place, group: prompt, completion, colour, settings };
   const { svg } = await ask(page.server, "draw_completion", query);
-  download(new Blob([svg], { type: "image/svg+xml" }), `${name(page)}.svg`);
+  download(page, svg, "image/svg+xml", "svg");
 }
 
-const name = ({ state }) => `spo-${state.run}-step${state.step}-prompt${state.prompt + 1}`;
-
-/** Offers a blob as a file. */
-function download(blob, fileName) {
+function download({ state }, text, type, ending) {
+  const name = `spo-${state.run}-step${state.step}-prompt${state.prompt + 1}`;
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = fileName.replace(/[^\w.-]+/g, "_");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = `${name.replace(/[^\w.-]+/g, "_")}.${ending}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

@@ -1,43 +1,31 @@
 // What the address holds: #run=…&step=…&prompt=…; only what differs from the default. Fields of
 // the other tabs (a search, a comparison) stay as they are.
 
-export const DEFAULTS = {
-  run: "",
-  step: -1,
-  prompt: -1,
-  completion: 0,
-  token: -1,
-  tab: "",
-  colour: "advantage",
-  mode: "spo",
-};
+const NUMBERS = { step: -1, prompt: -1, completion: 0, token: -1 };
+const DEFAULTS = { run: "", ...NUMBERS, tab: "", colour: "advantage", mode: "spo" };
 
 /** Settings of the what-if: names of SPOConfig -> their short names in the address. */
-export const SETTINGS = {
-  entropy_percentile: "p",
-  gamma: "gamma",
-  lam: "lam",
-  advantage_level: "level",
-  normalize_advantages: "norm",
-};
+const FRACTIONS = { entropy_percentile: "p", gamma: "gamma", lam: "lam" };
+const SETTINGS = { ...FRACTIONS, advantage_level: "level", normalize_advantages: "norm" };
 
 /** Address -> {state, settings}; what cannot be read keeps its default. */
 export function readAddress(hash) {
   const fields = new URLSearchParams(hash.replace(/^#/, ""));
   const state = { ...DEFAULTS };
-  for (const [name, fallback] of Object.entries(DEFAULTS)) {
-    if (!fields.has(name)) continue;
-    const parsed = typeof fallback === "number" ? Number(fields.get(name)) : fields.get(name);
-    if (typeof fallback !== "number" || Number.isSafeInteger(parsed)) state[name] = parsed;
+  for (const name of Object.keys(DEFAULTS)) {
+    const text = fields.get(name);
+    if (text === null) continue;
+    if (!Object.hasOwn(NUMBERS, name)) state[name] = text;
+    else if (Number.isSafeInteger(Number(text))) state[name] = Number(text);
   }
   if (!["spo", "ppo", "grpo"].includes(state.mode)) state.mode = DEFAULTS.mode;
   const settings = {};
   for (const [name, short] of Object.entries(SETTINGS)) {
-    if (!fields.has(short)) continue;
     const text = fields.get(short);
+    if (!text) continue;
     if (name === "advantage_level") settings[name] = text === "token" ? "token" : "segment";
     else if (name === "normalize_advantages") settings[name] = text === "true";
-    else if (text !== "" && Number(text) >= 0 && Number(text) <= 1) settings[name] = Number(text);
+    else if (Number(text) >= 0 && Number(text) <= 1) settings[name] = Number(text);
   }
   return { state, settings };
 }

@@ -17,12 +17,9 @@ export class Strips {
   }
 
   addRow(name, onPick) {
-    const paths = {
-      area: svg("path", { class: `area ${name}` }),
-      below: svg("path", { class: `area ${name} below` }),
-      cuts: svg("path", { class: "cuts" }),
-      marker: svg("path", { class: "marker" }),
-    };
+    const paths = {};
+    for (const kind of ["area", "below", "cuts", "marker"])
+      paths[kind] = svg("path", { class: kind === "below" ? "area below" : `${kind} ${name}` });
     const onclick = (event) => {
       const box = picture.getBoundingClientRect();
       const share = (event.clientX - box.left) / box.width;
@@ -35,32 +32,23 @@ export class Strips {
     return h("div", { class: "strip" }, h("span", {}, name), picture);
   }
 
-  /** Areas above and below zero, the extreme of each pixel column. */
+  /** Areas above and below zero, the extremes of each pixel column. */
   draw(name, numbers) {
-    let [reach, lowest] = [1e-9, 0];
-    for (const x of numbers) {
-      reach = Math.max(reach, Math.abs(x));
-      lowest = Math.min(lowest, x);
-    }
-    const zero = lowest < 0 ? HEIGHT / 2 : HEIGHT - 1;
-    const unit = (lowest < 0 ? HEIGHT / 2 : HEIGHT - 2) / reach;
     const columns = Math.min(WIDTH, numbers.length);
-    let [above, below] = [`M0 ${zero}`, `M0 ${zero}`];
-    for (let column = 0; column < columns; column++) {
-      const to = Math.floor(((column + 1) * numbers.length) / columns);
-      let [high, low] = [0, 0];
-      for (let at = Math.floor((column * numbers.length) / columns); at < to; at++) {
-        if (numbers[at] > high) high = numbers[at];
-        else if (numbers[at] < low) low = numbers[at];
-      }
-      const x0 = ((column * WIDTH) / columns).toFixed(1);
-      const x1 = (((column + 1) * WIDTH) / columns).toFixed(1);
-      const [top, bottom] = [(zero - high * unit).toFixed(1), (zero - low * unit).toFixed(1)];
-      above += `L${x0} ${top}L${x1} ${top}`;
-      below += `L${x0} ${bottom}L${x1} ${bottom}`;
-    }
-    this.rows[name].area.setAttribute("d", `${above}L${WIDTH} ${zero}Z`);
-    this.rows[name].below.setAttribute("d", lowest < 0 ? `${below}L${WIDTH} ${zero}Z` : "");
+    const [highs, lows] = [new Float32Array(columns), new Float32Array(columns)];
+    numbers.forEach((x, at) => {
+      const column = Math.floor((at * columns) / numbers.length);
+      if (x > highs[column]) highs[column] = x;
+      else if (x < lows[column]) lows[column] = x;
+    });
+    const low = Math.min(0, ...lows);
+    const zero = low < 0 ? HEIGHT / 2 : HEIGHT - 1;
+    const unit = (low < 0 ? HEIGHT / 2 : HEIGHT - 2) / Math.max(1e-9, -low, ...highs);
+    const x = (column) => ((column * WIDTH) / columns).toFixed(1);
+    const step = (end, i) => `V${(zero - end * unit).toFixed(1)}H${x(i + 1)}`;
+    const path = (ends) => `M0 ${zero}${Array.from(ends, step).join("")}V${zero}Z`;
+    this.rows[name].area.setAttribute("d", path(highs));
+    this.rows[name].below.setAttribute("d", low < 0 ? path(lows) : "");
   }
 
   /** Redraws what the settings change: advantages, and boundaries as ticks on the entropy strip. */
