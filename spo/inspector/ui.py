@@ -79,7 +79,7 @@ def header(parts: Parts) -> None:
             label="Run", container=False, show_label=False, min_width=160, scale=1
         )
         parts["follow"] = gr.Checkbox(
-            label="follow", container=False, min_width=90, scale=0, interactive=True
+            label="follow", container=False, min_width=100, scale=0, interactive=True
         )
     parts["note"] = gr.HTML(visible=False)
     parts["client"] = gr.Textbox(visible=False)

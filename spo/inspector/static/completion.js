@@ -1,5 +1,5 @@
-// One completion as text: a span per token, built once; afterwards only class names change.
-// Each line of text is one block that the browser skips while it is out of sight.
+// One completion as text: a span per token, built once; afterwards only class names change. Each
+// line of text is one block that the browser skips while it is out of sight.
 
 import { tokenText } from "./data.js";
 import { h, visible } from "./dom.js";

@@ -53,9 +53,8 @@ export class Controls {
     this.normalise.checked = settings.normalize_advantages;
     this.normalise.disabled = fixed;
     this.reset.disabled = !changed;
-    const { entropy_percentile: p, gamma, lam } = settings;
-    const numbers = `p ${show(p)} · γ ${show(gamma)} · λ ${show(lam)}`;
-    this.line.textContent = `${mode.toUpperCase()} · ${numbers}`;
+    const [p, gamma, lam] = Object.keys(this.sliders).map((name) => show(settings[name]));
+    this.line.textContent = `${mode.toUpperCase()} · p ${p} · γ ${gamma} · λ ${lam}`;
   }
 }
 

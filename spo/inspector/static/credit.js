@@ -21,7 +21,7 @@ export function prepareStep(inputs) {
 }
 
 /** Python's round(): halves go to the even neighbour. */
-export function roundHalfEven(x) {
+function roundHalfEven(x) {
   const floor = Math.floor(x);
   if (x - floor !== 0.5) return Math.round(x);
   return floor % 2 === 0 ? floor : floor + 1;

@@ -1,5 +1,4 @@
-// Server answers -> typed arrays. Numbers per token arrive as base64 of little-endian float32
-// or int32, the tokens of all completions one after the other.
+// Server answers -> typed arrays. Numbers of the tokens of all completions arrive as base64.
 
 /** Calls a server function; a refusal becomes an Error with its sentence. */
 export async function ask(server, name, query = {}) {
@@ -57,11 +56,7 @@ export function unpackGroup(answer) {
 }
 
 /** The text of token `at`; all of them join to exactly completion.text. */
-export function tokenText(completion, at) {
-  return completion.text.slice(at ? completion.ends[at - 1] : 0, completion.ends[at]);
-}
+export const tokenText = ({ text, ends }, at) => text.slice(at ? ends[at - 1] : 0, ends[at]);
 
 /** Whether token `at` is the first one of its segment. */
-export function startsSegment(segmentIds, at) {
-  return at === 0 || segmentIds[at] !== segmentIds[at - 1];
-}
+export const startsSegment = (ids, at) => at === 0 || ids[at] !== ids[at - 1];

@@ -1,5 +1,4 @@
-// Every number of one token and its segment: as a tooltip, as a panel, and as a sentence that is
-// read aloud. The panel also shows where the segment's advantage comes from.
+// Every number of one token and its segment, and where the segment's advantage comes from.
 
 import { tokenTitle } from "./completion.js";
 import { startsSegment } from "./data.js";
@@ -25,9 +24,8 @@ export function tokenFacts(completion, credit, at, cut) {
     ["entropy", `H = ${show(completion.entropies[at])}${relation}`],
     ["log-prob", show(completion.logprobs[at])],
   ];
-  if (completion.logprobs_ref) {
-    facts.push(["minus reference", signed(completion.logprobs[at] - completion.logprobs_ref[at])]);
-  }
+  const gap = completion.logprobs_ref && completion.logprobs[at] - completion.logprobs_ref[at];
+  if (completion.logprobs_ref) facts.push(["minus reference", signed(gap)]);
   if (completion.values) facts.push(["value V", show(completion.values[at])]);
   if (completion.token_rewards[at]) facts.push(["reward", signed(completion.token_rewards[at])]);
   if (completion.returns) facts.push(["return", show(completion.returns[at])]);
@@ -43,17 +41,15 @@ function factList(facts) {
 
 /** What a screen reader says when a token gets the focus. */
 export function spoken(completion, credit, at, cut) {
-  const facts = tokenFacts(completion, credit, at, cut);
-  const numbers = facts.map(([name, value]) => `${name} ${value}`).join(", ");
-  return `“${tokenTitle(completion, at)}”. ${numbers}.`;
+  const facts = tokenFacts(completion, credit, at, cut).map((pair) => pair.join(" "));
+  return `“${tokenTitle(completion, at)}”. ${facts.join(", ")}.`;
 }
 
 /** The panel for the focused token. `parts` are the segments of decompose(), null without. */
 export function detailPanel(completion, credit, at, cut, parts, onPick) {
   const title = `Completion ${completion.completion + 1}`;
-  if (at < 0) {
-    return [h("h3", {}, title), h("p", { class: "hint" }, "Point at a token, or press → to walk.")];
-  }
+  const hint = "Point at a token, or press → to walk.";
+  if (at < 0) return [h("h3", {}, title), h("p", { class: "hint" }, hint)];
   const nodes = [
     h("h3", {}, `${title} · token ${at + 1}`),
     h("p", { class: "token-text" }, tokenTitle(completion, at)),
@@ -73,7 +69,7 @@ export function detailPanel(completion, credit, at, cut, parts, onPick) {
   ];
 }
 
-/** R_k, then + γV_{k+1} − V_k = δ_k, then + carried = A_k, as bars that start where the last ended. */
+/** R_k + γV_{k+1} − V_k = δ_k, + carried = A_k, as bars that start where the last one ended. */
 function waterfall(part) {
   const bars = [
     ["R", 0, part.reward],
@@ -124,8 +120,9 @@ function segmentTable(completion, parts, index, isRaw, onPick) {
     return h("tr", { class: kind, onclick: () => onPick(start) }, first, words, cells);
   });
   const names = h("tr", {}, head.map((x) => h("th", {}, x)));
-  const table = h("table", { class: "segments" }, h("thead", {}, units, names), h("tbody", {}, rows));
-  return h("div", { class: "table", tabindex: 0, role: "region", "aria-label": "Segments" }, table);
+  const body = [h("thead", {}, units, names), h("tbody", {}, rows)];
+  const look = { class: "table", tabindex: 0, role: "region", "aria-label": "Segments" };
+  return h("div", look, h("table", { class: "segments" }, body));
 }
 
 /** Seven of the fifteen colours with their numbers, and what lies beyond them. */

@@ -37,10 +37,8 @@ export function signed(x, digits = 3) {
 
 /** Text with line breaks and control characters made visible, for labels and lists. */
 export function visible(text) {
-  return text
-    .replace(/\n/g, "↵")
-    .replace(/\t/g, "⇥")
-    .replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "�");
+  const lines = text.replace(/\n/g, "↵").replace(/\t/g, "⇥");
+  return lines.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "�");
 }
 
 /** One timer: the last call within `delay` ms wins. */

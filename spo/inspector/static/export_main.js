@@ -9,5 +9,4 @@ for (const [name, answer] of Object.entries(answers))
 
 if (matchMedia("(prefers-color-scheme: dark)").matches) document.body.classList.add("dark");
 if (location.hash === "" && address) history.replaceState(null, "", `#${address}`);
-const page = new Page(document.getElementById("spo-root"), server, { exported: true });
-page.openRun(page.state.run);
+new Page(document.getElementById("spo-root"), server, { exported: true }).openRun();

@@ -9,7 +9,7 @@ const MOVES = {
   ...{ k: ["movePrompt", -1], j: ["movePrompt", 1] },
   ...{ "[": ["moveStep", -1], "]": ["moveStep", 1] },
 };
-const ELSEWHERE = "input, select, textarea, dialog, [role=tab], [role=grid], table, [contenteditable]";
+const ELSEWHERE = "input, select, textarea, dialog, table, [role=tab], [role=grid]";
 
 /** Keys typed into a field or another component stay there; a hidden reader hears none. */
 export function listen(root, page) {

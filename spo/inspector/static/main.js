@@ -1,11 +1,9 @@
-// Entries in the app: Gradio's gr.HTML components call these from their js_on_load.
-
+// Entries in the app, called from js_on_load of gr.HTML.
 import { Page } from "./page.js";
 
 /** The token reader of the Reader tab. */
 export function start(element, server) {
-  const page = new Page(element.querySelector("#spo-root"), server);
-  return page.openRun(page.state.run);
+  return new Page(element.querySelector("#spo-root"), server).openRun();
 }
 
 /** Tells Python whenever a part of the address changes that Python shows, and makes `spo.go`. */

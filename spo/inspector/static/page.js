@@ -42,7 +42,7 @@ export class Page {
   }
 
   /** The run of the address, or the newest. */
-  async openRun(run) {
+  async openRun(run = this.state.run) {
     const steps = await this.attempt(() => ask(this.server, "list_steps", { run }));
     if (!steps) return;
     [this.state.run, this.steps] = [steps.run, steps.steps];
@@ -148,9 +148,8 @@ export class Page {
   }
 
   get changed() {
-    const trained = this.summary?.config ?? {};
-    const differs = Object.keys(this.changes).some((name) => this.changes[name] !== trained[name]);
-    return differs || this.state.mode !== "spo";
+    const differs = ([name, value]) => value !== this.summary?.config?.[name];
+    return Object.entries(this.changes).some(differs) || this.state.mode !== "spo";
   }
 
   /** New settings; null returns to training. Drawn once per frame, whatever the event rate. */
@@ -260,8 +259,7 @@ export class Page {
   point(index, at, span) {
     const completion = this.group.completions[index];
     const facts = tokenFacts(completion, this.creditOf(completion), at, this.cut);
-    const lines = facts.map(([name, value]) => `${name}: ${value}`);
-    span.title = [tokenTitle(completion, at), ...lines].join("\n");
+    span.title = [[tokenTitle(completion, at)], ...facts].map((pair) => pair.join(": ")).join("\n");
   }
 
   /** Makes a token the current one; `take` also gives it the keyboard and reads it aloud. */
@@ -278,15 +276,15 @@ export class Page {
   showDetail() {
     const completion = this.group.completions[this.state.completion];
     if (!completion?.hasTokens) return this.frame.detail.replaceChildren();
-    const { mode } = this.state;
-    const at = Math.min(this.state.token, completion.length - 1);
-    const usable = this.step?.values && mode !== "grpo" && at >= 0 && this.step.inLoss[completion.row];
-    const credit = usable && this.stepCredit(mode);
-    const parts = usable ? decompose(this.step, credit, this.settings, completion.row) : null;
+    const { state, step } = this;
+    const at = Math.min(state.token, completion.length - 1);
+    const usable = step?.values && state.mode !== "grpo" && at >= 0 && step.inLoss[completion.row];
+    const credit = usable && this.stepCredit(state.mode);
+    const parts = usable ? decompose(step, credit, this.settings, completion.row) : null;
     const pick = (token) => this.focus(this.state.completion, token);
-    this.frame.detail.replaceChildren(
-      ...detailPanel(completion, this.creditOf(completion), at, this.cut, parts, pick),
-    );
+    const shown = this.creditOf(completion);
+    const panel = detailPanel(completion, shown, at, this.cut, parts, pick);
+    this.frame.detail.replaceChildren(...panel);
   }
 
   setColour(colour) {

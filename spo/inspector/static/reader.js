@@ -23,8 +23,7 @@ export class Reader {
     this.element = h("div", {}, fold, this.columns);
   }
 
-  /** Colours all cards; `creditOf(completion)` is what is shown. Returns the scale, which ends at
-   * `end`. */
+  /** Colours all cards by what `creditOf(completion)` shows; returns the scale, up to `end`. */
   paint(colour, creditOf, end) {
     const credits = this.cards.map((card) => creditOf(card.completion));
     const numbers = this.cards.map((card, i) => colour.of(card.completion, credits[i]));
@@ -47,12 +46,10 @@ export class Reader {
     card.element.classList.add("current");
     card.strips?.mark(at);
     this.focused = [index, at];
-    const { offsetLeft } = card.element;
     const { scrollLeft, clientWidth } = this.columns;
-    const inside = offsetLeft - this.columns.offsetLeft;
-    if (inside < scrollLeft || inside + card.element.clientWidth > scrollLeft + clientWidth) {
-      this.columns.scrollLeft = inside;
-    }
+    const left = card.element.offsetLeft - this.columns.offsetLeft;
+    const right = left + card.element.clientWidth;
+    if (left < scrollLeft || right > scrollLeft + clientWidth) this.columns.scrollLeft = left;
     if (at < 0) return;
     if (card.text.kinds[at].includes("shared")) this.fold.checked = false;
     card.text.select(at, previousCard === index ? previous : 0, take);
@@ -101,7 +98,8 @@ function makeCard(completion, index, shared, on) {
   const head = h("header", {}, title, rewardChip(completion), marks(completion), tokens);
   const empty = length ? null : h("p", { class: "hint" }, "Empty completion.");
   const card = h("article", { class: "card", "data-completion": completion.completion });
-  card.append(...[head, perFunction(completion), strips?.element, empty].filter(Boolean), text.element);
+  const parts = [head, perFunction(completion), strips?.element, empty, text.element];
+  card.append(...parts.filter(Boolean));
   return { completion, element: card, text, strips, tick, count };
 }
 
@@ -117,8 +115,8 @@ function marks({ truncated, hasTokens, advantages }) {
 }
 
 function perFunction({ rewards }) {
-  const line = ([name, x]) =>
-    h("li", {}, h("span", {}, name), h("b", {}, x === null ? "none" : show(x)));
+  const value = (x) => h("b", {}, x === null ? "none" : show(x));
+  const line = ([name, x]) => h("li", {}, h("span", {}, name), value(x));
   const lines = Object.entries(rewards).map(line);
   return lines.length ? h("ul", { class: "rewards" }, lines) : null;
 }

@@ -1,6 +1,5 @@
-// Numbers of tokens -> one of 15 colour classes: c0 … c6 orange, c7 neutral, c8 … c14 blue.
-// Orange and blue stay apart under every common colour blindness, and boundaries and sign flips
-// are drawn as lines as well.
+// Numbers of tokens -> one of 15 colour classes: c0 … c6 orange, c7 neutral, c8 … c14 blue, which
+// stay apart under every common colour blindness.
 
 export const COLOURS = {
   entropy: { label: "Entropy", unit: "nats", of: (c) => c.entropies },

@@ -1,5 +1,4 @@
-// What the address holds: #run=…&step=…&prompt=…; only what differs from the default. Fields of
-// the other tabs (a search, a comparison) stay as they are.
+// What the address holds: only what differs from the default; fields of other tabs stay.
 
 const NUMBERS = { step: -1, prompt: -1, completion: 0, token: -1 };
 const DEFAULTS = { run: "", ...NUMBERS, tab: "", colour: "advantage", mode: "spo" };
@@ -36,8 +35,7 @@ export function writeAddress(state, settings, trained) {
   const set = (name, value, fallback) =>
     value === fallback ? fields.delete(name) : fields.set(name, value);
   for (const [name, fallback] of Object.entries(DEFAULTS)) set(name, state[name], fallback);
-  for (const [name, short] of Object.entries(SETTINGS)) {
-    if (trained) set(short, settings[name], trained[name]);
-  }
+  for (const [name, short] of Object.entries(trained ? SETTINGS : {}))
+    set(short, settings[name], trained[name]);
   return `#${fields}`;
 }
