@@ -148,7 +148,7 @@ class Shows:
             "metric": gr.Dropdown(choices=names, value=metric if metric in names else None),
             "metric_chart": plot(charts.metric_chart(history, metric, wide, width_of(place)))
             if metric in names
-            else None,
+            else plot(None),
         }
         credited, blamed = tables.phrases(self.some_steps(place.run))
         yield {"credited": credited, "blamed": blamed}
@@ -201,7 +201,7 @@ class Shows:
         spec = critic_charts.critic_charts(history, line, wide(place), width_of(place))
         if spec is None:
             words = note("This run has no critic: these rollouts have no values.")
-            return {"critic_chart": None, "misses": [], "note": gr.HTML(words, visible=True)}
+            return {"critic_chart": plot(None), "misses": [], "note": gr.HTML(words, visible=True)}
         return {"critic_chart": plot(spec), "misses": tables.worst_misses(history)}
 
     def hacking(self, place: Place) -> Values:
@@ -262,7 +262,7 @@ class Shows:
             values[name] = query[name]
         yield values
         if not any(value not in ("", None) for value in query.values()):
-            yield {"matches": [], "counts": None, "progress": "Nothing is asked yet."}
+            yield {"matches": [], "counts": plot(None), "progress": "Nothing is asked yet."}
             return
         paths = self.folder.steps(place.run).paths
         if values["scope"] == "step":
@@ -323,8 +323,11 @@ def labels(step: Step, first: int, count: int) -> list[tuple[str, int]]:
     return [(f"#{at + 1} · reward {reward:.3g}", at) for at, reward in enumerate(rewards)]
 
 
-def plot(spec: Spec | None) -> PlotData | None:
-    return None if spec is None else PlotData(type="altair", plot=json.dumps(spec))
+def plot(spec: Spec | None) -> gr.Plot:
+    """The chart; nothing at all where there is nothing to draw."""
+    if spec is None:
+        return gr.Plot(visible=False)
+    return gr.Plot(PlotData(type="altair", plot=json.dumps(spec)), visible=True)
 
 
 def wide(place: Place) -> Look:

@@ -202,7 +202,7 @@ def heading(title: str, words: str) -> None:
 
 
 def chart(label: str) -> gr.Plot:
-    return gr.Plot(label=label, show_label=False, elem_classes="spo-chart")
+    return gr.Plot(label=label, show_label=False, visible=False, elem_classes="spo-chart")
 
 
 def table(columns: tuple[str, ...], label: str, widths: tuple[float, ...] = ()) -> gr.Dataframe:

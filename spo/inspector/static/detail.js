@@ -133,8 +133,8 @@ export function legend({ label, unit }, scale, percentile) {
   const cells = steps.map((x) => h("i", { class: `c${colourClass(x * scale.reach, scale)}` }));
   const [less, more] = scale.beyond ? ["≤ ", "≥ "] : ["", ""];
   const where = percentile ? ` (ends at the ${percentile}th percentile of the step)` : "";
-  const note = scale.beyond ? `${scale.beyond} tokens beyond${where}` : null;
-  const end = (x, sign) => h("span", {}, `${x ? sign : ""}${show(x * scale.reach)}`);
+  const note = scale.beyond && h("span", {}, `${scale.beyond} tokens beyond${where}`);
+  const end = (x, sign, of = "") => h("span", {}, `${x ? sign : ""}${show(x * scale.reach)}${of}`);
   const colours = h("span", { class: "cells" }, cells);
-  return [label, end(ends[0], less), colours, end(ends[1], more), unit, note].filter(Boolean);
+  return [label, end(ends[0], less), colours, end(ends[1], more, ` ${unit}`), note || ""];
 }
