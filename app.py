@@ -28,6 +28,10 @@ STATIC = HERE / "spo" / "inspector" / "static"
 SAMPLES = HERE / "assets" / "sample_rollouts"
 
 
+demo = build(Folder(SAMPLES))
+"""The bundled rollouts: what a Space shows, and what runs without arguments."""
+
+
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
     """Serve it; `more` goes to Blocks.launch (tests do not block the main thread)."""
     in_space = "SPACE_ID" in os.environ
@@ -136,7 +140,9 @@ def main(argv: list[str] | None = None) -> None:
         check_token(args)
         check_port(args)
         check_mcp(args)
-        page = build(Folder(args.folder), args.mcp, args.annotate)
+        page = demo
+        if args.folder != str(SAMPLES) or args.mcp or args.annotate:
+            page = build(Folder(args.folder), args.mcp, args.annotate)
     except ValueError as error:
         sys.exit(str(error))
     launch(page, args)

@@ -14,7 +14,7 @@ import pytest
 from inspector_fixtures import make_rollouts, write_conversations, write_run
 
 from spo.config import SPOConfig
-from spo.inspector import bounded, views
+from spo.inspector import bounded, tables, views
 from spo.inspector.folder import Folder
 from spo.inspector.reading import read_group, read_step
 from spo.inspector.server import page_functions
@@ -303,3 +303,16 @@ def test_nan_in_the_numbers_reaches_the_page_as_null(run, tmp_path):
     for name in ("get_step", "get_group"):
         answer = ask(tmp_path, name, run=tmp_path.name, step=1)
         assert answer["ok"] is True, answer
+
+
+def test_saved_columns_of_the_data_set_stand_beside_the_completion(run, tmp_path):
+    source = run / "rollouts" / "step-000001.parquet"
+    table = pq.read_table(source)
+    answers = pa.array([f"answer {row // 4}" for row in range(len(table))])
+    path = tmp_path / "rollouts" / "step-000001.parquet"
+    path.parent.mkdir()
+    pq.write_table(table.append_column("answer", answers), path, row_group_size=4)
+    view = ask(tmp_path, "get_group", run=tmp_path.name, step=1, group=1)
+    assert view["turns"][-1] == {"role": "answer", "text": "answer 1"}
+    rows = tables.odd_completions(read_step(path))
+    assert {row[-1] for row in rows} <= {"answer 0", "answer 1", "answer 2"}

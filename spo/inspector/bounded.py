@@ -68,8 +68,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     if not is_regular(path):
         raise ValueError(f"{path.name} is no regular file.")
     meta = pq.read_metadata(path)
-    leaves = [meta.schema.column(i).path for i in range(meta.num_columns)]
-    texts = [leaf for leaf in leaves if leaf.split(".")[0] in TEXT and is_text_leaf(leaf)]
+    leaves = [meta.schema.column(i) for i in range(meta.num_columns)]
+    texts = [
+        leaf.path
+        for leaf in leaves
+        if leaf.physical_type == "BYTE_ARRAY" and is_text_leaf(leaf.path)
+    ]
     return pq.ParquetFile(
         path,
         metadata=meta,
@@ -77,6 +81,17 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         page_checksum_verification=True,
         pre_buffer=False,
     )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether a column is text, or lists or structs that may hold some."""
+    return is_text(kind) or (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type))
 
 
 def is_text_leaf(path: str) -> bool:
@@ -100,7 +115,9 @@ def bounded_table(
         raise TooLarge(f"{label} has {rows} rows; the inspector reads {MAX_ROWS} at once.")
     check_footer(meta, groups, names, label)
     table = file.read(columns=names) if group is None else file.read_row_group(group, names)
-    for column in set(TEXT) & set(names):
+    for column in names:
+        if not holds_text(table.schema.field(column).type):
+            continue
         size = text_bytes(table.column(column))
         if size > MAX_TEXT_BYTES:
             raise ValueError(

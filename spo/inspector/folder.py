@@ -7,10 +7,12 @@ that were listed, never joined to a path, and links that lead outside the folder
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
 from spo.inspector.bounded import is_number, is_regular
 
@@ -18,9 +20,11 @@ STEP_FOLDERS = ("rollouts", "completions", "completions/train", "completions/eva
 """Where a run keeps its files: this project's trainer, and TRL's trainers."""
 
 EVALUATIONS = "eval"
+NO_CURVES: dict[str, list[list[float]]] = {}
 PARQUET_MAGIC = b"PAR1"
 MAX_METRICS_BYTES = 64 << 20
-MAX_CURVE_POINTS = 1000
+LIST_ANEW = 1_000_000_000
+"""Nanoseconds after a change during which a folder is listed at every look."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,9 @@ class Folder:
         for step, path, inside in self._files(run):
             if not inside:
                 skipped[path.name] = "leads outside the folder"
-            elif not is_regular(path):
-                skipped[path.name] = "no regular file"
             elif not closes_as_parquet(path):
-                skipped[path.name] = "half-written or damaged"
+                damaged = "half-written or damaged"
+                skipped[path.name] = damaged if is_regular(path) else "no regular file"
             else:
                 paths.setdefault(step, path)
         return Steps(dict(sorted(paths.items())), skipped)
@@ -97,9 +100,9 @@ class Folder:
         kind = EVALUATIONS if run.endswith(f"/{EVALUATIONS}") else ""
         files = step_files(self._run(run), kind)
         home = files[0].parent.resolve()
+        at_home = self.root.is_file() or home.is_relative_to(self.boundary)
         for position, path in enumerate(files):
-            target = path if path.is_symlink() else home / path.name
-            inside = self.is_inside(target)
+            inside = self.is_inside(path) if path.is_symlink() else at_home
             yield step_number(path, default=position), path, inside
 
     def curves(self, run: str) -> dict[str, list[list[float]]]:
@@ -109,7 +112,7 @@ class Folder:
         """
         path = self._run(run) / "metrics.jsonl"
         if self.root.is_file() or not path.is_file() or not self.is_inside(path):
-            return {}
+            return NO_CURVES
         stat = path.stat()
         return read_metrics(path, stat.st_mtime_ns, stat.st_size)
 
@@ -150,12 +153,29 @@ def step_files(run: Path, kind: str = "") -> list[Path]:
     if run.is_file():
         return [run] if not kind else []
     for folder in (run, *(run / name for name in STEP_FOLDERS)):
-        names = os.listdir(folder) if folder.is_dir() else []
-        names = [name for name in names if name.endswith(".parquet") and name[0] != "."]
-        files = sorted(name for name in names if name.startswith("eval-step-") == bool(kind))
+        files = parquet_files(folder, kind)
         if files:
-            return [folder / name for name in files]
+            return files
     return []
+
+
+def parquet_files(folder: Path, kind: str) -> list[Path]:
+    """The Parquet files of one folder, listed anew when the folder has changed."""
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError:  # not there
+        return []
+    if time.time_ns() - changed < LIST_ANEW:
+        changed = -time.time_ns()  # its clock may stand still within a tick: do not remember
+    return _listed(folder, kind, changed)
+
+
+@lru_cache(maxsize=256)
+def _listed(folder: Path, kind: str, changed: int) -> list[Path]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    names = [name for name in names if name.endswith(".parquet") and name[0] != "."]
+    files = sorted(name for name in names if name.startswith("eval-step-") == bool(kind))
+    return [folder / name for name in files]
 
 
 def last_change(run: Path) -> tuple[float, str]:
@@ -179,15 +199,25 @@ def step_number(path: Path, default: int) -> int:
 
 def closes_as_parquet(path: Path) -> bool:
     """Whether a file ends as Parquet does: one being written, or cut short, does not."""
-    if not is_regular(path):  # a pipe would be waited for
+    try:
+        stat = path.stat()
+    except (OSError, RuntimeError):  # deleted since it was listed, or a link to itself
+        return False
+    if not S_ISREG(stat.st_mode):  # a pipe would be waited for
+        return False
+    return _closes(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _closes(path: Path, size: int, mtime_ns: int) -> bool:
+    """The same, remembered until the file changes: a page asks it of thousands of files."""
+    if size < 12:
         return False
     try:
         with path.open("rb") as file:
-            if file.seek(0, 2) < 12:
-                return False
-            file.seek(-4, 2)
+            file.seek(-4, os.SEEK_END)
             return file.read(4) == PARQUET_MAGIC
-    except OSError:  # unreadable, or deleted since it was listed
+    except OSError:  # unreadable, or deleted meanwhile
         return False
 
 
@@ -203,9 +233,3 @@ def metric_points(line: bytes) -> list[tuple[str, list[float]]]:
     if not isinstance(entry, dict) or not is_number(entry.get("step")):
         return []
     return [(key, [entry["step"], value]) for key, value in entry.items() if is_number(value)]
-
-
-def thin(points: list) -> list:
-    """Every n-th point so that at most MAX_CURVE_POINTS remain, the last one included."""
-    stride = -(-len(points) // MAX_CURVE_POINTS)
-    return points[::-1][::stride][::-1] if stride > 1 else points

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spo.inspector.bounded import MESSAGE, TEXT, bounded_table
+from spo.inspector.bounded import MESSAGE, TEXT, bounded_table, is_text
 from spo.inspector.step import Step
 from spo.inspector.turns import as_text
 from spo.rollouts import Credit, Rollouts
@@ -74,12 +74,6 @@ def check_kind(kind: pa.DataType, column: str, name: str) -> None:
             if all(part in fields and is_text(fields[part]) for part in MESSAGE):
                 return
     raise ValueError(f"{name}: its column {column} is neither text nor a list of messages.")
-
-
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def texts(column: pa.ChunkedArray, is_prompt: bool) -> list[str]:

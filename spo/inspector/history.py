@@ -9,7 +9,7 @@ import json
 import os
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ class History:
         evaluations: those of its saved evaluations.
         curves: metrics.jsonl, key -> [[step, value], …].
         progress: share of the saved steps that have a line.
+        known: the series of the index that were asked for already.
     """
 
     run: str
@@ -47,6 +48,7 @@ class History:
     evaluations: list[dict[str, Any]]
     curves: dict[str, list[list[float]]]
     progress: float = 1.0
+    known: dict[str, "Series | None"] = field(default_factory=dict)
 
     def series(self, name: str) -> Series | None:
         """A curve by the trainer's name, from metrics.jsonl or else from the index."""
@@ -57,11 +59,11 @@ class History:
 
     def indexed(self, name: str) -> Series | None:
         """The same from the index alone."""
-        numbers = [line_number(line, name) for line in self.lines]
-        values = np.array([np.nan if x is None else x for x in numbers], dtype=np.float64)
-        if not np.isfinite(values).any():
-            return None
-        return Series(np.array([line["step"] for line in self.lines], dtype=np.float64), values)
+        if name not in self.known:
+            values = np.array([line_number(line, name) for line in self.lines], dtype=np.float64)
+            steps = np.array([line["step"] for line in self.lines], dtype=np.float64)
+            self.known[name] = Series(steps, values) if np.isfinite(values).any() else None
+        return self.known[name]
 
     @property
     def reward_functions(self) -> list[str]:
@@ -75,6 +77,12 @@ def numbers(column: Any) -> np.ndarray:
     """A list of the index as floats; null and what is no number become NaN."""
     if not isinstance(column, list):
         return np.zeros(0)
+    try:
+        array = np.array(column, dtype=np.float64)  # None becomes NaN
+        if array.ndim == 1:
+            return array
+    except (ValueError, TypeError, OverflowError):
+        pass  # a file from elsewhere: number by number
     known = [x if isinstance(x, int | float) and abs(x) < 1e300 else np.nan for x in column]
     return np.array(known, dtype=np.float64)
 
@@ -135,6 +143,7 @@ class Histories:
 
     def __init__(self, folder: Folder):
         self.folder = folder
+        self.last: dict[str, tuple[tuple, History]] = {}  # run -> what it was made of, it
         self.made: dict[str, dict[tuple, dict | None]] = {}  # run -> file -> its line
         self.threads: dict[str, threading.Thread] = {}
         self.lock = threading.Lock()
@@ -151,7 +160,11 @@ class Histories:
         lines = [line for _, line in sorted(by_step.items()) if line]
         evaluations = [line for line in written if line["evaluation"] and not evaluation]
         progress = sum(step in by_step for step in paths) / max(len(paths), 1)
-        return History(run, lines, evaluations, self.folder.curves(run), progress)
+        curves = self.folder.curves(run)
+        made_of = (id(written), id(curves), len(lines), progress)
+        if self.last.get(run, ((), None))[0] != made_of:
+            self.last[run] = (made_of, History(run, lines, evaluations, curves, progress))
+        return self.last[run][1]
 
     def _written(self, run: str) -> list[dict]:
         """The trainer's index of a run; [] where it has none."""

@@ -19,10 +19,11 @@ from spo.inspector.bounded import (
     TooLarge,
     bounded_table,
     is_number,
+    is_text,
     list_lengths,
     open_parquet,
 )
-from spo.inspector.foreign import is_text, read_reduced
+from spo.inspector.foreign import read_reduced
 from spo.inspector.step import CREDIT_FIELDS, Group, Step
 from spo.rollouts import (
     CREDIT_FLOATS,
@@ -35,6 +36,8 @@ from spo.rollouts import (
 
 EXPECTED = schema([])
 OPTIONAL = ("token_logprobs_ref", "token_values", "token_returns", "rewards_by_function")
+MAX_SAVED_COLUMNS = 8
+"""Columns of the data set saved beside the rollouts, such as the reference answer."""
 NEEDED = tuple(name for name in EXPECTED.names if name not in OPTIONAL)
 
 
@@ -143,7 +146,13 @@ def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
     for column in TEXT:
         if not is_text(file.schema_arrow.field(column).type):
             raise ValueError(f"{name}: its column {column} is no text.")
-    table = bounded_table(file, [c for c in expected.names if c in found], name, group)
+    saved_columns = [
+        field.name
+        for field in file.schema_arrow
+        if field.name not in expected.names and is_text(field.type)
+    ][:MAX_SAVED_COLUMNS]
+    wanted = [column for column in expected.names if column in found]
+    table = bounded_table(file, [*wanted, *saved_columns], name, group)
     columns = {}
     for field in expected:
         if field.name in found:
@@ -156,7 +165,12 @@ def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
     config = _config(saved.config, name)
     if config.kl_in_reward and saved.rollouts.token_logprobs_ref is None:
         raise ValueError(f"{name} has a KL in its rewards but no reference log-probs.")
-    return Step(saved.rollouts, saved.credit, config, saved.run_id)
+    beside = {column: as_strings(table.column(column)) for column in saved_columns}
+    return Step(saved.rollouts, saved.credit, config, saved.run_id, beside=beside)
+
+
+def as_strings(column: pa.ChunkedArray) -> list[str]:
+    return [text or "" for text in column.cast(pa.string()).to_pylist()]
 
 
 def _checked_details(details: dict, name: str) -> dict:

@@ -116,7 +116,7 @@ class Shows:
         overlay = [run for run in place.fields.get("with", "").split(",") if run in others]
         return {
             "run": gr.Dropdown(choices=runs, value=place.run, visible=len(runs) > 1),
-            "overlay": gr.Dropdown(choices=others, value=overlay, visible=bool(others)),
+            "overlay": gr.Dropdown(choices=others, value=overlay or None, visible=bool(others)),
             "average": width_of(place),
             "tabs": gr.Tabs(selected=place.tab),
             "note": gr.HTML(visible=False),

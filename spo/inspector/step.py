@@ -1,6 +1,6 @@
 """What one rollout file is to the inspector: rollouts, credit, and what training used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Step:
             spans its text and carries the saved advantage.
         config: what the trainer used, as far as CREDIT_FIELDS go; None in reduced mode.
         missing: what the file does not hold, in words; not empty in reduced mode.
+        beside: columns of the data set that were saved, such as the reference answer, by row.
     """
 
     rollouts: Rollouts
@@ -43,6 +44,7 @@ class Step:
     config: SPOConfig | None
     run_id: str
     missing: tuple[str, ...] = ()
+    beside: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
     def recomputed(self) -> Credit:

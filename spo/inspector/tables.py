@@ -17,11 +17,13 @@ from spo.segments import segment_starts
 
 PROMPT_COLUMNS = ("prompt", "asks", "reward", "spread", "tokens", "cut off", "segments", "max |A|")
 MISS_COLUMNS = ("step", "prompt", "completion", "V(prompt)", "reward", "miss")
-ODD_COLUMNS = ("prompt", "completion", "why", "reward", "tokens", "text")
+ODD_COLUMNS = ("prompt", "completion", "why", "reward", "tokens", "text", "reference")
 PHRASE_COLUMNS = ("phrase", "count", "mean A", "mean reward")
 SEARCH_COLUMNS = ("step", "prompt", "completion", "token", "A", "reward", "text")
 
 MOST_ROWS = 30
+PHRASE_TOKENS = 4000
+"""Of each step: more would take seconds and change little."""
 MIN_PHRASE_COUNT = 8
 LONGEST_PHRASE = 3
 WORDS = re.compile(r"\w+|[^\w\s]+")
@@ -100,7 +102,8 @@ def odd_completions(step: Step) -> list[list[Any]]:
             text = one_line(step.rollouts.completions[row], 120)
             reward = nice(statistics["reward"][row])
             place = [group + 1, int(row) - int(starts[group]) + 1]
-            rows.append([*place, words, reward, int(lengths[row]), text])
+            reference = one_line(" · ".join(kept[row] for kept in step.beside.values()))
+            rows.append([*place, words, reward, int(lengths[row]), text, reference])
     return rows
 
 
@@ -121,7 +124,10 @@ def phrases(steps: Iterable[Step]) -> tuple[list[list[Any]], list[list[Any]]]:
     seen: dict[str, list[tuple[float, float]]] = {}
     for step in steps:
         starts = segment_starts(step.credit.segment_ids)
-        for row, length in enumerate(step.rollouts.lengths.tolist()):
+        lengths = step.rollouts.lengths
+        enough = max(1, int(lengths.sum() // PHRASE_TOKENS))  # every n-th completion will do
+        for row in range(0, len(step.rollouts), enough):
+            length = int(lengths[row])
             texts = token_texts(step, row)
             cuts = [*np.flatnonzero(starts[row, :length]).tolist(), length]
             reward = float(step.rollouts.completion_rewards[row])
@@ -157,7 +163,7 @@ def grams(text: str) -> set[str]:
     for size in range(1, LONGEST_PHRASE + 1):
         for i in range(len(found) - size + 1):
             phrase = text[found[i].start() : found[i + size - 1].end()]
-            if 1 < len(phrase) < 60 and "\n" not in phrase and re.search(r"\w", phrase):
+            if 1 < len(phrase) < 60 and "\n" not in phrase and any(map(str.isalnum, phrase)):
                 spans.add(phrase)
     return spans
 

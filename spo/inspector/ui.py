@@ -34,6 +34,8 @@ GO = "(address) => { if (address) spo.go(address); }"
 ANEW = "step: null, prompt: null, completion: null, token: null, with: null, metric: null"
 
 INPUTS_ONLY = ("router", "client", "go", "rendering", "noting")
+WORDS = ("phrase", "asks", "text", "why", "comment", "reference")
+"""Columns of tables that hold words; the others hold numbers and sort as such."""
 Parts = dict[str, Any]
 
 
@@ -125,7 +127,7 @@ def hacking_tab(parts: Parts) -> None:
     parts["hacking_chart"] = chart("Reward functions over the steps")
     parts["scatter"] = chart("Reward against length")
     heading("Well rewarded and odd", "The best quarter: short, long, or repeating themselves.")
-    parts["odd"] = table(tables.ODD_COLUMNS, "odd completions", (0.5, 0.7, 1, 0.6, 0.6, 4))
+    parts["odd"] = table(tables.ODD_COLUMNS, "odd completions", (0.5, 0.7, 1, 0.6, 0.6, 4, 1.5))
 
 
 def step_tab(parts: Parts) -> None:
@@ -210,8 +212,7 @@ def table(columns: tuple[str, ...], label: str, widths: tuple[float, ...] = ()) 
     share = sum(widths)
     return gr.Dataframe(
         headers=list(columns),
-        datatype=["str" if name in ("phrase", "asks", "text", "why", "comment") else "number"
-                  for name in columns],
+        datatype=["str" if name in WORDS else "number" for name in columns],
         column_widths=[f"{100 * width / share:.1f}%" for width in widths] or None,
         column_count=len(columns),
         interactive=False,
@@ -221,7 +222,7 @@ def table(columns: tuple[str, ...], label: str, widths: tuple[float, ...] = ()) 
         buttons=[],
         wrap=False,
         elem_classes="spo-table",
-    )  # fmt: skip
+    )
 
 
 # --- events -------------------------------------------------------------------------------------

@@ -248,7 +248,10 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     return {
         "group": group,
         "prompt": rollouts.prompts[block.start],
-        "turns": turns(rollouts.prompts[block.start]),
+        "turns": [
+            *turns(rollouts.prompts[block.start]),
+            *({"role": name, "text": rows[block.start]} for name, rows in step.beside.items()),
+        ],
         "prompt_index": int(rollouts.prompt_index[block.start]),
         "has_tokens": step.config is not None,
         **forks([rollouts.token_ids[row, : rollouts.lengths[row]] for row in chosen]),

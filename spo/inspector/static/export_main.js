@@ -1,5 +1,4 @@
 // Entry of an exported file: the server's answers lie in the page, so it works from disk.
-
 import { Page } from "./page.js";
 
 const { answers, address } = JSON.parse(document.getElementById("spo-data").textContent);

@@ -71,7 +71,7 @@ export class Frame {
     this.place.textContent = place;
     const turn = ({ role, text }) => {
       const name = role ? h("b", {}, visible(role)) : null;
-      const kind = `turn ${role === "user" ? "user" : ""}`;
+      const kind = role === "user" ? "turn user" : "turn";
       return h("div", { class: kind }, name, h("pre", { dir: "auto" }, text));
     };
     this.prompt.replaceChildren(h("summary", {}, place), ...group.turns.map(turn));

@@ -1,5 +1,4 @@
 // Keys of the reader; its help lists them.
-
 const COLOURS = { e: "entropy", o: "logprob", v: "value", a: "advantage", g: "gap" };
 const MOVES = {
   ...{ ArrowLeft: ["moveToken", -1], ArrowRight: ["moveToken", 1] },

@@ -20,22 +20,22 @@ const referenceGap = ({ logprobs, logprobs_ref: other }) =>
 /** The scale of some arrays: diverging around 0 where both signs occur. It ends at `end`, a high
  * percentile of the step; `beyond` numbers lie outside and take the last colour. */
 export function makeScale(arrays, end = 0) {
-  let [low, high] = [0, 0];
+  let [low, high, beyond] = [0, 0, 0];
   for (const array of arrays) {
-    for (const x of array) {
+    for (let at = 0; at < array.length; at++) {
+      const x = array[at];
       if (x < low) low = x;
       else if (x > high) high = x;
+      if (end > 0 && (x > end || x < -end)) beyond++;
     }
   }
   const reach = end > 0 ? end : Math.max(-low, high) || 1;
-  let beyond = 0;
-  for (const array of arrays) for (const x of array) if (Math.abs(x) > reach) beyond++;
   return { low: low < 0 ? -reach : 0, high: high > 0 ? reach : 0, reach, beyond };
 }
 
 /** The colour class, 0 … 14, of one number; only what is less than 2 % of the scale is white. */
-export function colourClass(x, scale) {
-  const share = x / scale.reach;
-  if (!(Math.abs(share) >= 0.02)) return 7;
-  return 7 + Math.sign(share) * Math.min(7, Math.ceil(7 * Math.abs(share)));
+export function colourClass(x, { reach }) {
+  if (x > 0.02 * reach) return x >= reach ? 14 : 7 + Math.ceil((7 * x) / reach);
+  if (x < -0.02 * reach) return x <= -reach ? 0 : 7 - Math.ceil((-7 * x) / reach);
+  return 7;
 }

@@ -4,6 +4,7 @@ import { h, svg } from "./dom.js";
 
 const WIDTH = 300;
 const HEIGHT = 26;
+const LOOKS = { area: "area", below: "area below", cuts: "cuts", marker: "marker" };
 
 export class Strips {
   /** @param onPick called with the token that was clicked */
@@ -18,8 +19,8 @@ export class Strips {
 
   addRow(name, onPick) {
     const paths = {};
-    for (const kind of ["area", "below", "cuts", "marker"])
-      paths[kind] = svg("path", { class: kind === "below" ? "area below" : `${kind} ${name}` });
+    for (const [kind, look] of Object.entries(LOOKS)) paths[kind] = svg("path", { class: look });
+    paths.area.classList.add(name);
     const onclick = (event) => {
       const box = picture.getBoundingClientRect();
       const share = (event.clientX - box.left) / box.width;
@@ -36,11 +37,12 @@ export class Strips {
   draw(name, numbers) {
     const columns = Math.min(WIDTH, numbers.length);
     const [highs, lows] = [new Float32Array(columns), new Float32Array(columns)];
-    numbers.forEach((x, at) => {
-      const column = Math.floor((at * columns) / numbers.length);
-      if (x > highs[column]) highs[column] = x;
-      else if (x < lows[column]) lows[column] = x;
-    });
+    for (let column = 0, at = 0; column < columns; column++) {
+      for (const to = Math.floor(((column + 1) * numbers.length) / columns); at < to; at++) {
+        if (numbers[at] > highs[column]) highs[column] = numbers[at];
+        else if (numbers[at] < lows[column]) lows[column] = numbers[at];
+      }
+    }
     const low = Math.min(0, ...lows);
     const zero = low < 0 ? HEIGHT / 2 : HEIGHT - 1;
     const unit = (low < 0 ? HEIGHT / 2 : HEIGHT - 2) / Math.max(1e-9, -low, ...highs);
