@@ -32,6 +32,15 @@ demo = build(Folder(SAMPLES))
 """The bundled rollouts: what a Space shows, and what runs without arguments."""
 
 
+def theme() -> gr.themes.Base:
+    """Gradio's plainest theme; the system's fonts, so that nothing is fetched; dark enough blues."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    blues = {"button_primary_background_fill": "*primary_700"}
+    blues["button_primary_background_fill_hover"] = "*primary_800"
+    both = blues | {f"{name}_dark": blue for name, blue in blues.items()}
+    return gr.themes.Base(primary_hue="blue", **fonts).set(**both)
+
+
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
     """Serve it; `more` goes to Blocks.launch (tests do not block the main thread)."""
     in_space = "SPACE_ID" in os.environ
@@ -44,13 +53,12 @@ def launch(page: gr.Blocks, args: argparse.Namespace, **more):
         app.middleware_stack = Guard(app.middleware_stack, hosts, args.token, ancestors)
         yield
 
-    system_fonts = ["system-ui", "sans-serif"]
     return page.launch(
         server_name="0.0.0.0" if in_space else args.host,
         server_port=args.port,
         share=args.share,
         inbrowser=args.open,
-        theme=gr.themes.Base(font=system_fonts, font_mono=["ui-monospace", "monospace"]),
+        theme=theme(),
         head='<link rel="stylesheet" href="inspector-static/style.css">',
         footer_links=[],
         run_history=False,

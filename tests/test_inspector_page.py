@@ -52,7 +52,7 @@ def test_the_app_from_the_repository_shows_it_as_well(root):
 def test_dark_mode_darkens_the_page(visit):
     opened = visit(READ, scheme="dark")
     brightness = (
-        "getComputedStyle(document.querySelector('.app')).backgroundColor.match(/\\d+/g)[0]"
+        "getComputedStyle(document.querySelector('.spo')).backgroundColor.match(/\\d+/g)[0]"
     )
     assert int(opened.ask(brightness)) < 60
 

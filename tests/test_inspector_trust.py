@@ -19,7 +19,7 @@ def calm(page) -> bool:
     """Nothing was executed, and nothing but our own elements exists."""
     return page.evaluate(
         f"{ADDRESS} === undefined && !document.querySelector("
-        "'.app :is(script, iframe, img, style), td :is(img, script)')"
+        "'.spo :is(script, iframe, img), td :is(img, script), .spo style')"
     )
 
 
@@ -46,6 +46,11 @@ def test_payloads_stay_text_in_every_view(server):
                 at,
             )
             assert calm(page)
+        page.click("text=Rendered: Markdown and LaTeX")
+        page.wait_for_selector(".message")
+        page.wait_for_timeout(700)
+        assert calm(page)
+        assert page.locator(".message :is(img, script, iframe, style, svg)").count() == 0
         for name in ("Run", "Critic", "Hacking", "Step", "Compare"):
             page.click(f"role=tab[name={name}]")
             page.wait_for_timeout(700)

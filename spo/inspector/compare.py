@@ -54,7 +54,7 @@ def diff_html(before: Step, row_before: int, after: Step, row_after: int) -> str
         "Colour: change of the advantage; point at a token for both."
     )
     return (
-        f'<div class="app small"><p class="hint">{facts}</p>'
+        f'<div class="spo small"><p class="hint">{facts}</p>'
         f'<div class="text diff" dir="auto">{"".join(pieces)}</div></div>'
     )
 
@@ -81,4 +81,4 @@ def modes_html(step: Step, row: int) -> str:
             f'<p class="count">{count} segment{plural}</p>{completion_html(step, row, credit)}'
             "</section>"
         )
-    return f'<div class="app small"><div class="columns modes">{"".join(columns)}</div></div>'
+    return f'<div class="spo small"><div class="columns modes">{"".join(columns)}</div></div>'

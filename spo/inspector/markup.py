@@ -16,6 +16,8 @@ UNSEEN = re.compile(
     "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufffe\uffff]"
 )
 
+CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+
 
 def address(**fields) -> str:
     """`#run=…&step=…`; fields that are None are left out.
@@ -37,6 +39,20 @@ def printable(text: str) -> str:
     'a\ufffdb'
     """
     return UNSEEN.sub("\ufffd", text)
+
+
+def plain_markdown(text: str) -> str:
+    """Markdown without HTML and images, for the component that renders it: a completion must not
+    make the browser ask for anything.
+
+    >>> plain_markdown("**a** <img src=x> `<b>` ![i](x)")
+    '**a** &lt;img src=x> `<b>` !&#91;i](x)'
+    """
+    parts = CODE.split(text)
+    return "".join(
+        part if number % 2 else part.replace("<", "&lt;").replace("![", "!&#91;")
+        for number, part in enumerate(parts)
+    )
 
 
 def one_line(text: str, size: int = 80) -> str:

@@ -178,7 +178,7 @@ class Shows:
         reward = step.rollouts.completion_rewards[row]
         asks = html.escape(last_words(step.rollouts.prompts[row], 110))
         return (
-            f'<div class="app small sample"><h3>{title}</h3><p class="hint">{asks}</p>'
+            f'<div class="spo small sample"><h3>{title}</h3><p class="hint">{asks}</p>'
             f"<p>reward {reward:.3g}</p>{completion_html(step, row)}{legend_html(step)}</div>"
         )
 
@@ -362,7 +362,7 @@ def line_at(history: History, step: int | None) -> dict | None:
 
 
 def note(sentence: str) -> str:
-    return f'<div class="app small"><p class="note">{html.escape(sentence)}</p></div>'
+    return f'<div class="spo small"><p class="note">{html.escape(sentence)}</p></div>'
 
 
 def verdicts_html(found: list[Verdict], history: History) -> str:
@@ -379,7 +379,7 @@ def verdicts_html(found: list[Verdict], history: History) -> str:
     if history.progress < 1:
         wait = f'<p class="hint">Reading older steps: {history.progress:.0%}.</p>'
     body = f"<h3>What stands out</h3><ul>{''.join(items)}</ul>{wait}"
-    return f'<div class="app small verdicts">{body}</div>'
+    return f'<div class="spo small verdicts">{body}</div>'
 
 
 def found_values(found: Found, place: Place) -> Values:

@@ -14,7 +14,7 @@ from spo.inspector import tables
 from spo.inspector.agents import Agents
 from spo.inspector.export import source
 from spo.inspector.folder import Folder
-from spo.inspector.markup import address
+from spo.inspector.markup import address, plain_markdown
 from spo.inspector.notes import Notes
 from spo.inspector.server import page_functions
 from spo.inspector.shows import BOUNDS, TABS, Place, Shows, whole
@@ -133,7 +133,7 @@ def hacking_tab(parts: Parts) -> None:
 def step_tab(parts: Parts) -> None:
     with gr.Row():
         parts["step"] = gr.Dropdown(label="Step", container=False, scale=0, min_width=160)
-        gr.HTML('<p class="app small hint">A column head sorts; a row opens the prompt.</p>')
+        gr.HTML('<p class="spo small hint">A column head sorts; a row opens the prompt.</p>')
     parts["prompts"] = table(
         tables.PROMPT_COLUMNS, "prompts of the step", (0.6, 4, 0.7, 0.7, 0.7, 0.7, 0.8, 0.8)
     )
@@ -200,7 +200,7 @@ def compare_tab(parts: Parts) -> None:
 
 
 def heading(title: str, words: str) -> None:
-    gr.HTML(f'<div class="app small"><h3>{title}</h3><p class="hint">{words}</p></div>')
+    gr.HTML(f'<div class="spo small"><h3>{title}</h3><p class="hint">{words}</p></div>')
 
 
 def chart(label: str) -> gr.Plot:
@@ -343,11 +343,12 @@ def follow_reader(parts: Parts, shows: Shows) -> None:
         said = [
             {
                 "role": "assistant" if turn["role"] == "assistant" else "user",
-                "content": turn["text"],
+                "content": plain_markdown(turn["text"]),
             }
             for turn in turns(step.rollouts.prompts[row])
         ]
-        return [*said, {"role": "assistant", "content": step.rollouts.completions[row]}]
+        answer = plain_markdown(step.rollouts.completions[row])
+        return [*said, {"role": "assistant", "content": answer}]
 
     def newest(client: str) -> str:
         place = shows.place(client)

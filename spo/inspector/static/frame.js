@@ -10,7 +10,7 @@ PARTS.push("prompt", "colours", "legend", "completions", "detail", "live", "help
 export class Frame {
   constructor(page, root) {
     this.page = page;
-    this.element = root.querySelector(".app");
+    this.element = root.querySelector(".spo");
     for (const name of PARTS) this[name] = root.querySelector(`.${name}`);
     for (const name of ["step", "prompt"]) {
       for (const button of root.querySelectorAll(`[data-${name}]`)) {
