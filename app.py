@@ -33,7 +33,7 @@ demo = build(Folder(SAMPLES))
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's plainest theme; the system's fonts, so that nothing is fetched; dark enough blues."""
+    """Gradio's plainest; the system's fonts, so that nothing is fetched; blues dark enough."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     blues = {"button_primary_background_fill": "*primary_700"}
     blues["button_primary_background_fill_hover"] = "*primary_800"
