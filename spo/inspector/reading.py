@@ -71,12 +71,12 @@ def count_groups(path: Path) -> int | None:
 class _opened:
     """The Parquet file, closed at the end; what pyarrow raises becomes one sentence."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, is_numeric: bool = False):
+        self.path, self.is_numeric = path, is_numeric
 
     def __enter__(self) -> pq.ParquetFile:
         try:
-            self.file = open_parquet(self.path)
+            self.file = open_parquet(self.path, self.is_numeric)
         except UNREADABLE as error:
             raise self._refusal(error) from error
         return self.file
@@ -237,7 +237,7 @@ def read_columns(
     Raises:
         ValueError: the file has no tokens, or its columns do not fit.
     """
-    with _opened(path) as file:
+    with _opened(path, is_numeric=not set(names) & set(TEXT)) as file:
         metadata = read_metadata(file.schema_arrow.metadata, path.name)
         size = metadata.get("num_generations")
         if _lacking(file) or type(size) is not int or size < 1:

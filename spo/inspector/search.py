@@ -137,7 +137,7 @@ def segments_of(
             the segment's first token) and reward (of the completion), all inclusive; `text`, an
             RE2 pattern searched in the segment's text.
         group: only this row group.
-        floor: matches with a smaller |A| are counted and not returned.
+        floor: matches whose |A| is not larger are counted and not returned; 0: all are.
     """
     asked = [column for measure, column in MEASURES.items() if is_asked(query, measure)]
     pattern = str(query.get("text") or "")
@@ -157,7 +157,7 @@ def segments_of(
     count = len(chosen)
     sizes = np.abs(np.nan_to_num(columns["advantage"][chosen]))
     order = np.argsort(-sizes, kind="stable")[:MAX_MATCHES]
-    chosen = chosen[order[sizes[order] >= floor]]
+    chosen = chosen[order[(sizes[order] > floor) | (floor == 0.0)]]
     if len(chosen) and not pattern:
         texts, *_ = read_columns(path, ["segment_ids", *TEXTS], group)
         shown = texts_of(texts, lengths, spans, chosen)
