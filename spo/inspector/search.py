@@ -153,7 +153,11 @@ def segments_of(
     stops = np.append(starts[1:], begins[-1])
     spans = (rows, starts - begins[rows], stops - begins[rows])
     if pattern:
-        chosen = chosen[matches(texts_of(table, lengths, spans, chosen), pattern)]
+        whole = segment_texts(table, begins, starts, rows)
+        if whole is None:
+            chosen = chosen[matches(texts_of(table, lengths, spans, chosen), pattern)]
+        else:
+            chosen = chosen[matches(whole, pattern)[chosen]]
     count = len(chosen)
     sizes = np.abs(np.nan_to_num(columns["advantage"][chosen]))
     order = np.argsort(-sizes, kind="stable")[:MAX_MATCHES]
@@ -227,6 +231,28 @@ def within(column: np.ndarray | None, query: dict[str, Any], measure: str, size:
     if column is not None and high is not None:
         keep &= column <= high
     return keep
+
+
+def segment_texts(
+    table: pa.Table, begins: np.ndarray, starts: np.ndarray, rows: np.ndarray
+) -> pa.Array | None:
+    """The texts of all segments as one array over the bytes of the completions, without a copy.
+
+    None where token ends do not cut the completions from their beginning to their end.
+    """
+    texts = table.column("completion").cast(pa.large_string()).combine_chunks()
+    _, places, data = texts.buffers()
+    if texts.offset or data is None:
+        return None
+    row_bytes = np.frombuffer(places, np.int64)[: len(texts) + 1]
+    ends = flat(table, "token_ends").astype(np.int64)
+    last = np.where(np.diff(begins) > 0, np.append(ends, 0)[begins[1:] - 1], 0)
+    cuts = row_bytes[rows] + np.where(starts == begins[rows], 0, np.append(ends, 0)[starts - 1])
+    cuts = np.append(cuts, row_bytes[-1])
+    if not np.array_equal(last, np.diff(row_bytes)) or (np.diff(cuts) < 0).any():
+        return None
+    size = len(starts)
+    return pa.Array.from_buffers(pa.large_string(), size, [None, pa.py_buffer(cuts), data])
 
 
 def texts_of(table: pa.Table, lengths: np.ndarray, spans, chosen: np.ndarray) -> list[str]:

@@ -104,14 +104,15 @@ def bound(query: dict[str, Any], key: str) -> float | None:
     return float(value)
 
 
-def matches(texts: list[str], pattern: str) -> np.ndarray:
+def matches(texts: list[str] | pa.Array, pattern: str) -> np.ndarray:
     """Where an RE2 pattern occurs.
 
     Raises:
         ValueError: the pattern is no valid RE2.
     """
     try:
-        found = pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern)
+        array = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+        found = pc.match_substring_regex(array, pattern)
     except pa.ArrowInvalid as error:
         raise ValueError(f"The pattern is not valid: {error}") from error
     return found.to_numpy(zero_copy_only=False)
