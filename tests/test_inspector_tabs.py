@@ -271,6 +271,12 @@ def test_evaluations_are_a_run_of_their_own(tmp_path):
     assert list(folder.steps("alpha").paths) == [1, 2]
     assert all(p.name.startswith("eval-") for p in folder.steps("alpha/eval").paths.values())
     assert len(Histories(folder).get("alpha/eval").lines) == 2
+    lines = [line | {"evaluation": True} for line in Histories(folder).get("alpha").lines]
+    text = "\n".join(json.dumps(line) for line in lines)
+    (run / "rollouts" / index.NAME).write_text(text + "\n")
+    (run / "metrics.jsonl").unlink()
+    rewards = Histories(folder).get("alpha").series("eval/reward")
+    assert rewards.steps.tolist() == [1, 2]
 
 
 # --- notes --------------------------------------------------------------------------------------

@@ -58,10 +58,12 @@ class History:
         return self.indexed(name)
 
     def indexed(self, name: str) -> Series | None:
-        """The same from the index alone."""
+        """The same from the index alone; "eval/…" is that of its evaluations."""
         if name not in self.known:
-            values = np.array([line_number(line, name) for line in self.lines], dtype=np.float64)
-            steps = np.array([line["step"] for line in self.lines], dtype=np.float64)
+            lines = self.evaluations if name.startswith("eval/") else self.lines
+            plain = name.removeprefix("eval/")
+            values = np.array([line_number(line, plain) for line in lines], dtype=np.float64)
+            steps = np.array([line["step"] for line in lines], dtype=np.float64)
             self.known[name] = Series(steps, values) if np.isfinite(values).any() else None
         return self.known[name]
 
