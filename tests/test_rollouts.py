@@ -156,7 +156,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     data = bytearray(path.read_bytes())
     data[column.data_page_offset + column.total_compressed_size - 3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(OSError, match=r"CRC|checksum"):
+    with pytest.raises(ValueError, match=r"CRC|checksum"):
         load_rollouts(path)
 
 

@@ -1,5 +1,4 @@
 // "What if": sliders and switches for the credit settings, and what changed against training.
-
 import { h, show } from "./dom.js";
 
 // Most of the interesting entropy_percentiles are small: the slider moves their square root.

@@ -140,7 +140,9 @@ export class Page {
   }
 
   writeAddress() {
-    if (this.root.offsetParent) history.replaceState(null, "", this.addressNow());
+    const { tab } = readAddress(location.hash).state; // another may have been opened meanwhile
+    const isHere = this.root.offsetParent && ["", "read"].includes(tab);
+    if (isHere) history.replaceState(null, "", this.addressNow());
   }
 
   get settings() {

@@ -1,5 +1,4 @@
 // Share: link, self-contained HTML file, SVG of the current completion.
-
 import { ask } from "./data.js";
 
 const ACTIONS = {
