@@ -5,6 +5,7 @@ is shown is made in spo/inspector.
 """
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -15,81 +16,50 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 import spo.inspector
-from spo.inspector.agents import Agents
 from spo.inspector.folder import Folder
-from spo.inspector.server import page_functions
+from spo.inspector.guard import LOCAL_HOSTS, Guard, known_hosts
+from spo.inspector.ui import build
 
 HERE = Path(__file__).parent
 STATIC = Path(spo.inspector.__file__).parent / "static"
 SAMPLES = HERE / "assets" / "sample_rollouts"
-LOCAL_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
-
-POLICY = (
-    "default-src 'self'; connect-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {ancestors}"
-)
-"""Gradio itself needs inline scripts and `new Function`; connections leave for nowhere."""
-
-ON_LOAD = """
-const place = new URL("inspector-static/main.js", document.baseURI);
-import(place.href).then((page) => page.start(element, server));
-"""
 
 
-class SecurityHeaders:
-    """ASGI middleware that adds the headers to every response."""
-
-    def __init__(self, app, ancestors: str):
-        self.app = app
-        self.headers = [
-            (b"content-security-policy", POLICY.format(ancestors=ancestors).encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"no-referrer"),
-        ]
-
-    async def __call__(self, scope, receive, send):
-        async def send_with_headers(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self.headers]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+demo = build(Folder(SAMPLES))
+"""The bundled rollouts: what a Space shows, and what runs without arguments."""
 
 
-def build(folder: Folder, mcp: bool = False) -> gr.Blocks:
-    """The page: one HTML component with a static template; nothing of it is data."""
-    with gr.Blocks(title="SPO inspector", fill_width=True, analytics_enabled=False) as page:
-        gr.HTML(
-            html_template='<div id="spo-root">Loading…</div>',
-            js_on_load=ON_LOAD,
-            apply_default_css=False,
-            server_functions=page_functions(folder),
-        )
-        for function in Agents(folder).tools if mcp else []:
-            gr.api(function, api_name=function.__name__)
-    return page
+def theme() -> gr.themes.Base:
+    """Gradio's plainest; the system's fonts, so that nothing is fetched; blues dark enough."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    blues = {"button_primary_background_fill": "*primary_700"}
+    blues["button_primary_background_fill_hover"] = "*primary_800"
+    both = blues | {f"{name}_dark": blue for name, blue in blues.items()}
+    return gr.themes.Base(primary_hue="blue", **fonts).set(**both)
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
     """Serve it; `more` goes to Blocks.launch (tests do not block the main thread)."""
     in_space = "SPACE_ID" in os.environ
-    public = args.share or in_space or args.host not in LOCAL_HOSTS
-    hosts = ["*"] if public else LOCAL_HOSTS
+    hosts = None if args.share or in_space else known_hosts(args.host)
     ancestors = "'self' https://huggingface.co https://*.hf.space" if in_space else "'self'"
-    system_fonts = ["system-ui", "sans-serif"]
+
+    @contextlib.asynccontextmanager
+    async def guarded(app):
+        # around everything: Gradio puts its own CORS outside the middleware of app_kwargs
+        app.middleware_stack = Guard(app.middleware_stack, hosts, args.token, ancestors)
+        yield
+
     return page.launch(
         server_name="0.0.0.0" if in_space else args.host,
         server_port=args.port,
         share=args.share,
         inbrowser=args.open,
-        theme=gr.themes.Base(font=system_fonts, font_mono=["ui-monospace", "monospace"]),
+        theme=theme(),
         head='<link rel="stylesheet" href="inspector-static/style.css">',
         footer_links=[],
         run_history=False,
@@ -101,10 +71,7 @@ def launch(page: gr.Blocks, args: argparse.Namespace, **more):
         mcp_server=args.mcp,
         app_kwargs={
             "routes": [Mount("/inspector-static", StaticFiles(directory=STATIC))],
-            "middleware": [
-                Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
-                Middleware(SecurityHeaders, ancestors=ancestors),
-            ],
+            "lifespan": guarded,
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
@@ -125,11 +92,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)"
     )
+    parser.add_argument(
+        "--token", default="", help="what visitors show once as ?token=…; needed with --host"
+    )
     parser.add_argument("--open", action="store_true", help="open the browser")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio")
     parser.add_argument("--monitoring", action="store_true", help="Gradio's /monitoring page")
     parser.add_argument(
         "--mcp", action="store_true", help="serve three read-only functions to agents over MCP"
+    )
+    parser.add_argument(
+        "--annotate",
+        action="store_true",
+        help="stars and comments on completions, kept in annotations.jsonl beside the run",
     )
     return parser.parse_args(argv)
 
@@ -148,6 +123,15 @@ def check_port(args: argparse.Namespace) -> None:
             ) from error
 
 
+def check_token(args: argparse.Namespace) -> None:
+    """Raises ValueError where other machines are let in without a token."""
+    if args.host not in LOCAL_HOSTS and not args.token:
+        raise ValueError(
+            f"--host {args.host} lets other machines in: give --token SECRET as well, and open "
+            "the address with ?token=SECRET."
+        )
+
+
 def check_mcp(args: argparse.Namespace) -> None:
     """Raises ValueError where --mcp lacks its package."""
     if not args.mcp:
@@ -162,9 +146,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     warnings.filterwarnings("ignore", category=UserWarning, module="dataclasses|spo.inspector")
     try:
+        check_token(args)
         check_port(args)
         check_mcp(args)
-        page = build(Folder(args.folder), args.mcp)
+        page = demo
+        if args.folder != str(SAMPLES) or args.mcp or args.annotate:
+            page = build(Folder(args.folder), args.mcp, args.annotate)
     except ValueError as error:
         sys.exit(str(error))
     launch(page, args)

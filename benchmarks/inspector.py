@@ -1,5 +1,6 @@
-"""How fast the inspector is, in a real browser: slider to repaint, opening a group and a folder,
-memory of the server. Writes benchmarks/results/inspector.json.
+"""How fast the inspector is, in a real browser: first view, a step, a group, slider to repaint; a
+run of 2,000 steps × 64 completions × 400 tokens searched and compared; memory of the server. Writes
+benchmarks/results/inspector.json, with the ratio to the figures that stood there before.
 
     python benchmarks/inspector.py
 
@@ -9,6 +10,8 @@ it runs on; goals stand beside them.
 
 import argparse
 import importlib.metadata
+import json
+import os
 import statistics
 import sys
 import tempfile
@@ -16,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, write_result
+from common import RESULTS, ROOT, write_result
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -25,7 +28,14 @@ from inspector_fixtures import make_rollouts, write_run
 
 from spo.advantages import assign_credit
 from spo.config import SPOConfig
+from spo.inspector.compare import steps_with
+from spo.inspector.folder import Folder
+from spo.inspector.history import Histories
+from spo.inspector.search import search_run
 from spo.rollouts import save_rollouts
+from spo.run.index import NAME, index_line
+
+STEPS = 2000
 
 SLIDE = """
 async () => {
@@ -59,6 +69,17 @@ async () => {
 }
 """
 
+NEXT_STEP = """
+async () => {
+  const start = performance.now();
+  const before = document.querySelector(".card");
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "[", bubbles: true }));
+  while (document.querySelector(".card") === before) await new Promise(requestAnimationFrame);
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  return performance.now() - start;
+}
+"""
+
 LOAD_GROUPS = """
 async (count) => {
   const press = (key) =>
@@ -83,16 +104,31 @@ def write_runs(root: Path) -> None:
     first = save_rollouts(rollouts, root / "long/rollouts/step-000001.parquet", credit, config)
     for step in range(2, 1001):
         (first.parent / f"step-{step:06d}.parquet").write_bytes(first.read_bytes())
+    write_large(root / "large")
+
+
+def write_large(folder: Path) -> None:
+    """The run of 2,000 steps, with the index the trainer writes; the files are links to one."""
+    config = SPOConfig(num_generations=8)
+    rollouts = make_rollouts(np.random.default_rng(1), 1, 8, 8, (380, 420))
+    credit = assign_credit(rollouts, config)
+    first = save_rollouts(rollouts, folder / "rollouts/step-000001.parquet", credit, config)
+    line = index_line(rollouts, credit)
+    lines = [json.dumps({**line, "step": step}) for step in range(1, STEPS + 1)]
+    (first.parent / NAME).write_text("\n".join(lines) + "\n")
+    for step in range(2, STEPS + 1):
+        os.link(first, first.parent / f"step-{step:06d}.parquet")
 
 
 def visit(server: Server, run: str) -> Visit:
-    opened = Visit(server.address, f"run={run}")
+    opened = Visit(server.address, f"run={run}&tab=read&prompt=0")
     opened.page.wait_for_selector(".card .t")
     return opened
 
 
 def slider_times(server: Server, run: str) -> list[float]:
     with visit(server, run) as opened:
+        opened.page.click(".controls summary")
         opened.page.fill("#spo-lam", "0.5")
         opened.page.wait_for_selector(".check.verified")
         return opened.ask(SLIDE)
@@ -111,6 +147,67 @@ def folder_times(server: Server) -> list[float]:
         with visit(server, "long"):
             times.append(1000 * (time.perf_counter() - started))
     return times
+
+
+def first_views(server: Server) -> list[float]:
+    """From the navigation to the verdicts and the charts of the 2,000 steps."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        with Visit(server.address, "run=large") as opened:
+            opened.page.wait_for_selector(".verdicts")
+            opened.page.wait_for_selector(".spo-chart canvas, .spo-chart svg.marks")
+            times.append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def step_times(server: Server) -> list[float]:
+    """From the key to the painted completions of the step before."""
+    with visit(server, "long") as opened:
+        return [opened.ask(NEXT_STEP) for _ in range(9)]
+
+
+def prompt_times(root: Path) -> list[float]:
+    """Every step that holds a prompt, in a process that has read nothing yet."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        found = steps_with(Histories(Folder(root)).get("large"), 3)
+        times.append(1000 * (time.perf_counter() - started))
+        assert len(found) == STEPS
+    return times
+
+
+def search_times(root: Path) -> dict:
+    """A whole run searched by number and by text: until the first matches, and until the end."""
+    paths = Folder(root).steps("large").paths
+    results = {}
+    for name, query in {"by_number": {"advantage_max": -1.5}, "by_text": {"text": "frac"}}.items():
+        started = time.perf_counter()
+        answers = search_run(paths, query)
+        first = next(answers)
+        until_first = 1000 * (time.perf_counter() - started)
+        for last in answers:
+            first = last
+        results[name] = {
+            "first_ms": round(until_first, 1),
+            "all_ms": round(1000 * (time.perf_counter() - started), 1),
+            "segments": sum(first.counts.values()),
+            "goal_first_ms": 1000,
+            "goal_all_ms": 5000,
+        }
+    return results
+
+
+def ratios(results: dict) -> dict[str, float]:
+    """Median now over the median that the results file held before."""
+    path = RESULTS / "inspector.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        name: round(result["median_ms"] / before[name]["median_ms"], 2)
+        for name, result in results.items()
+        if "median_ms" in result and "median_ms" in before.get(name, {})
+    }
 
 
 def memory_growth(server: Server, loads: int) -> dict:
@@ -147,13 +244,18 @@ def main() -> None:
         server = serve(root)
         results = {
             "slider_to_repaint_1x8192": summary(slider_times(server, "one"), 60),
-            "slider_to_repaint_8x8192": summary(slider_times(server, "eight"), 150),
+            "slider_to_repaint_8x8192": summary(slider_times(server, "eight"), 60),
             "open_group_8x2048": summary(group_times(server), 1200),
+            "first_view_2000_steps": summary(first_views(server), 1500),
+            "change_step_64": summary(step_times(server), 300),
+            "prompt_across_2000_steps": summary(prompt_times(root), 1000),
+            "search_2000_steps": search_times(root),
             "open_folder_1000_steps_x_64": summary(folder_times(server), 2000),
             "server_memory": memory_growth(server, args.loads),
         }
     page = {name: importlib.metadata.version(name) for name in ("gradio", "pyarrow", "playwright")}
-    path = write_result("inspector", {"page_versions": page, "seed": 0, **results})
+    more = {"page_versions": page, "seed": 0, "ratio_to_before": ratios(results)}
+    path = write_result("inspector", {**more, **results})
     print(path.read_text())
 
 

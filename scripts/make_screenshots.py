@@ -16,15 +16,25 @@ from inspector_browser import Visit, serve  # noqa: E402
 DOCS = REPOSITORY / "docs"
 DESKTOP = {"width": 1440, "height": 860}
 PHONE = {"width": 375, "height": 812}
-STORY = "run=quickstart&step=60&prompt=12&completion=7&token=3"
+STORY = "run=quickstart&tab=read&step=60&prompt=12&completion=7&token=3"
 SHOTS = {
+    "inspector-run": ("run=quickstart", DESKTOP, "light"),
+    "inspector-run-dark": ("run=quickstart", DESKTOP, "dark"),
     "inspector-light": (STORY, DESKTOP, "light"),
     "inspector-dark": (f"{STORY}&p=0.3&lam=0.8", DESKTOP, "dark"),
-    "inspector-language": ("run=smollm2&colour=entropy&completion=0&token=20", DESKTOP, "light"),
-    "inspector-modes": (f"{STORY}&tab=modes", DESKTOP, "light"),
-    "inspector-step": ("run=quickstart&step=60&tab=step", DESKTOP, "light"),
-    "inspector-training": ("run=smollm2&tab=training", DESKTOP, "dark"),
-    "inspector-phone": (STORY, PHONE, "light"),
+    "inspector-language": (
+        "run=smollm2&tab=read&colour=entropy&prompt=0&completion=0&token=20",
+        DESKTOP,
+        "light",
+    ),
+    "inspector-critic": ("run=quickstart&tab=critic&step=60", DESKTOP, "light"),
+    "inspector-compare": (
+        "run=quickstart&tab=compare&step=60&prompt=12&from=0&to=7",
+        DESKTOP,
+        "light",
+    ),
+    "inspector-phone": ("run=quickstart", PHONE, "light"),
+    "inspector-phone-reader": (STORY, PHONE, "light"),
 }
 
 
@@ -32,12 +42,8 @@ def main() -> None:
     DOCS.mkdir(exist_ok=True)
     server = serve(REPOSITORY / "assets" / "sample_rollouts")
     for name, (fragment, size, scheme) in SHOTS.items():
-        with Visit(server.address) as visit:
-            visit.page.emulate_media(color_scheme=scheme)
-            visit.page.set_viewport_size(size)
-            visit.page.goto(f"{server.address}?#{fragment}")
-            visit.page.wait_for_selector(".card .t", state="attached")
-            visit.page.wait_for_timeout(1500)  # the check by Python, the aligned texts
+        with Visit(server.address, fragment, scheme=scheme, **size) as visit:
+            visit.page.wait_for_timeout(6000)  # charts, the check by Python
             visit.page.screenshot(path=DOCS / f"{name}.png")
             print(DOCS / f"{name}.png")
 

@@ -7,6 +7,7 @@ Upload either with `hf upload NAME build/space . --repo-type space`.
 """
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from spo.inspector.export import export_group  # noqa: E402
 from spo.inspector.folder import Folder  # noqa: E402
 from spo.inspector.reading import read_step  # noqa: E402
 
-MODULES = ("__init__", "config", "options", "segments", "advantages", "rollouts")
+IMPORTED = """
+import sys, app
+for module in list(sys.modules.values()):
+    if getattr(module, "__name__", "").split(".")[0] == "spo":
+        print(module.__file__)
+"""
 SHOWN = ("quickstart", 12)
 """Run and prompt group of the static Space, at the run's last saved step."""
 
@@ -26,14 +32,24 @@ def assemble_app(target: Path) -> None:
     """app.py, the part of `spo` without torch, the samples, front matter and requirements."""
     shutil.rmtree(target, ignore_errors=True)
     (target / "spo").mkdir(parents=True)
-    for name in MODULES:
-        shutil.copy(REPOSITORY / "spo" / f"{name}.py", target / "spo")
+    for path in imported_modules():
+        copy = target / path.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    shutil.rmtree(target / "spo" / "inspector")
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "spo" / "inspector", target / "spo" / "inspector", ignore=ignore)
     shutil.copytree(REPOSITORY / "assets" / "sample_rollouts", target / "assets/sample_rollouts")
     shutil.copy(REPOSITORY / "app.py", target)
     for name in ("README.md", "requirements.txt"):
         shutil.copy(REPOSITORY / "spaces" / "inspector" / name, target)
+
+
+def imported_modules() -> list[Path]:
+    """The files of `spo` that the app imports: no torch is needed for them."""
+    command = [sys.executable, "-c", IMPORTED]
+    output = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return [Path(line) for line in output.stdout.splitlines()]
 
 
 def assemble_static(target: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType
@@ -11,10 +11,15 @@ from torch import nn
 from transformers import Adafactor, get_scheduler
 
 from spo.config import SPOConfig
+from spo.precision import resolve_precision
 
 
 def make_accelerator(args: SPOConfig) -> Accelerator:
-    """One process per device, gradients summed by us; sharded models are refused."""
+    """One process per device, gradients summed by us; sharded models are refused.
+
+    `bf16` and `fp16` of `args` become what the device computes in, with a printed line where that
+    is not what was asked for.
+    """
     # else the first trainer's precision would bind all later ones of this Python session
     AcceleratorState._reset_state()
     if args.report_to not in ("none", *map(str, get_available_trackers())):
@@ -22,6 +27,9 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
             f"report_to={args.report_to!r}: there is no such tracker, or its package is not "
             f"installed (pip install {args.report_to})."
         )
+    device = "cpu" if args.use_cpu else PartialState().device
+    precision, message = resolve_precision(args.bf16, args.fp16, device)
+    args.bf16, args.fp16 = precision == "bf16", precision == "fp16"
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         cpu=args.use_cpu,
@@ -34,6 +42,8 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
             f"{accelerator.distributed_type} shards the model, SPO runs a copy per process; choose "
             "'multi-GPU' or 'no distributed training' in accelerate config."
         )
+    if message is not None:
+        accelerator.print(message)
     return accelerator
 
 

@@ -19,6 +19,9 @@ import pytest
 from spo.inspector.reading import read_step
 
 REPOSITORY = Path(__file__).parent.parent
+WIDTHS = (375, 820, 1024, 1200, 1440)
+CACHE = tempfile.TemporaryDirectory(prefix="spo-inspector-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name  # of the servers that tests start
 STEPS = (1, 2, 3, 5)
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -81,12 +84,14 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def serve(root: Path, *, python: str = sys.executable, cwd: Path = REPOSITORY) -> Server:
+def serve(
+    root: Path, *arguments: str, python: str = sys.executable, cwd: Path = REPOSITORY
+) -> Server:
     """Start the app on a folder in its own process, as a person would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [python, "-c", PROGRAM, str(root), "--port", str(port)]
+    command = [python, "-c", PROGRAM, str(root), "--port", str(port), *arguments]
     process = subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -111,6 +116,9 @@ def shared_server() -> tuple[Path, Server]:
     fixtures.write_forks(root)
     fixtures.write_trl(root)
     fixtures.write_odd(root)
+    fixtures.write_conversations(root / "chat")
+    fixtures.write_split(root)
+    fixtures.write_run(root / "long", steps=range(1, 61))
     space = Path(tempfile.mkdtemp(prefix="spo-space-")) / "space"
     atexit.register(shutil.rmtree, space.parent, ignore_errors=True)
     assemble.assemble_app(space)
@@ -120,10 +128,11 @@ def shared_server() -> tuple[Path, Server]:
 class Visit:
     """An open page, with everything it said and asked for."""
 
-    def __init__(self, address: str, fragment: str = "", **size):
+    def __init__(self, address: str, fragment: str = "", scheme: str = "light", **size):
         self.page = browser_context().new_page()
         self.problems: list[str] = []
         self.requests: list[str] = []
+        self.page.emulate_media(color_scheme=scheme)
         if size:
             self.page.set_viewport_size(size)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -136,7 +145,8 @@ class Visit:
             self.problems.append(message.text)
 
     def __enter__(self):
-        self.page.wait_for_selector(".card, .note, svg", state="attached")
+        parts = (".card", ".note", ".verdicts", ".spo-table", ".diff", ".primary", "svg text")
+        self.page.wait_for_selector(", ".join(f"{part}:visible" for part in parts))
         return self
 
     def __exit__(self, *_):
@@ -154,6 +164,21 @@ class Visit:
 
 def saved(root, step=2):
     return read_step(root / "alpha" / "rollouts" / f"step-{step:06d}.parquet")
+
+
+def first_token_is_seen(page) -> bool:
+    """Whether the first token of the first card is drawn, inside the window's width, and nothing
+    lies over it once it is scrolled to."""
+    token = page.locator(".card >> nth=0 >> .t:not(.shared) >> nth=0")
+    token.evaluate("(token) => token.scrollIntoView({ block: 'center', inline: 'center' })")
+    return token.is_visible() and token.evaluate(
+        """(token) => {
+          const { left, top, width, height } = token.getBoundingClientRect();
+          const above = document.elementFromPoint(left + width / 2, top + height / 2);
+          return width > 2 && height > 8 && left >= 0 && left + width <= innerWidth
+            && (token === above || token.contains(above));
+        }"""
+    )
 
 
 CARD = "document.querySelectorAll('.card')"

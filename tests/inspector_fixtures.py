@@ -170,3 +170,33 @@ def write_odd(root):
     data[300:340] = b"\xff" * 40
     (folder / "step-3.parquet").write_bytes(data)
     pq.write_table(pa.table({"x": [1]}), folder / "step-4.parquet")
+
+
+def write_conversations(root):
+    """TRL's completions of a conversational data set: prompt and completion are messages."""
+    system = {"role": "system", "content": "Be brief."}
+    prompts = [[system, {"role": "user", "content": f"What is 2 + {n}?"}] for n in (2, 2, 3, 3)]
+    answers = ["4", "It is 5.", "5", "6"]
+    table = pa.table(
+        {
+            "step": [7] * 4,
+            "prompt": prompts,
+            "completion": [[{"role": "assistant", "content": text}] for text in answers],
+            "accuracy_reward": [1.0, 0.0, 1.0, 0.0],
+            "advantage": [0.7, -0.7, 0.7, -0.7],
+        }
+    )
+    folder = root / "completions"
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "completions_00007.parquet")
+    return folder / "completions_00007.parquet"
+
+
+def write_split(root):
+    """Two completions; in the first a character of four bytes lies in three tokens."""
+    rollouts = from_pieces(np.random.default_rng(0), 1, [list("abcd"), ["x"]], 2)
+    ends = rollouts.token_ends.copy()
+    ends[0] = [1, 2, 3, 5]
+    rollouts = dataclasses.replace(rollouts, token_ends=ends, completions=["a👍", "x"])
+    path = root / "split" / "rollouts" / "step-1.parquet"
+    reference.save(rollouts, path, config=SPOConfig(num_generations=2))

@@ -8,7 +8,16 @@ import venv
 from pathlib import Path
 
 import pytest
-from inspector_browser import REPOSITORY, Visit, assemble, browser_context, serve, shared_server
+from inspector_browser import (
+    REPOSITORY,
+    WIDTHS,
+    Visit,
+    assemble,
+    browser_context,
+    first_token_is_seen,
+    serve,
+    shared_server,
+)
 
 SAMPLES = REPOSITORY / "assets" / "sample_rollouts"
 
@@ -40,8 +49,13 @@ def test_the_browser_tests_ran_on_the_assembled_space():
 
 def test_the_static_space_shows_a_prompt_group(build):
     with Visit((build / "space-static" / "index.html").as_uri()) as visit:
-        visit.page.wait_for_selector(".card .t")
+        for width in WIDTHS:
+            visit.page.set_viewport_size({"width": width, "height": 800})
+            visit.page.wait_for_selector(".card .t")
+            assert first_token_is_seen(visit.page)
+            assert visit.ask("document.documentElement.scrollWidth") <= width
         assert "verified" in visit.text(".badge")
+        visit.page.click(".controls summary")
         visit.page.fill("#spo-entropy_percentile", "0.4")
         visit.page.wait_for_selector(".t.split")
         assert visit.problems == []
@@ -68,7 +82,7 @@ def test_the_space_runs_in_an_empty_environment(build, tmp_path):
     install = [python, "-m", "pip", "install", "-q", "-r", str(build / "space/requirements.txt")]
     subprocess.run(install, check=True)
     server = serve(build / "space/assets/sample_rollouts", python=python, cwd=build / "space")
-    with Visit(server.address, "run=quickstart") as visit:
+    with Visit(server.address, "run=quickstart&tab=read") as visit:
         visit.page.wait_for_selector(".card .t")
         assert "verified" in visit.text(".badge")
 
@@ -100,6 +114,11 @@ def test_a_port_in_use_ends_with_a_sentence(app):
         port = other.getsockname()[1]
         with pytest.raises(SystemExit, match=f"Port {port} is in use"):
             app.main([str(SAMPLES), "--port", str(port)])
+
+
+def test_other_machines_are_let_in_with_a_token_only(app):
+    with pytest.raises(SystemExit, match="give --token SECRET as well"):
+        app.main([str(SAMPLES), "--host", "0.0.0.0"])
 
 
 def test_mcp_without_its_package_ends_with_a_sentence(app, monkeypatch):

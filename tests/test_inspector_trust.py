@@ -6,7 +6,7 @@ import urllib.request
 from urllib.parse import quote
 
 import pytest
-from inspector_browser import Visit
+from inspector_browser import Visit, serve
 from inspector_fixtures import MARKUP_NAME, PAYLOADS
 
 pytest_plugins = ["inspector_plugin"]
@@ -19,19 +19,21 @@ def calm(page) -> bool:
     """Nothing was executed, and nothing but our own elements exists."""
     return page.evaluate(
         f"{ADDRESS} === undefined && !document.querySelector("
-        "'.app :is(script, iframe, img, style), .tooltip :is(img, script)')"
+        "'.spo :is(script, iframe, img), td :is(img, script), .spo style')"
     )
 
 
 def test_payloads_stay_text_in_every_view(server):
     dialogs = []
-    with Visit(server.address, f"{RUN}&step=1&token=0&p=0.4") as visit:
+    with Visit(server.address, f"{RUN}&step=1&tab=read&prompt=0&token=0&p=0.4") as visit:
         page = visit.page
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         page.wait_for_selector(".card .t", state="attached")
-        texts = page.evaluate("[...document.querySelectorAll('.text')].map((t) => t.textContent)")
+        texts = page.evaluate(
+            "[...document.querySelectorAll('.card .text')].map((t) => t.textContent)"
+        )
         assert texts == ["".join(PAYLOADS), "".join(PAYLOADS[::-1])]
-        assert page.text_content(".prompt pre") == "".join(PAYLOADS)
+        assert "".join(PAYLOADS)[:20] in page.text_content(".prompt")
         tokens = page.evaluate(
             "[...document.querySelectorAll('.card .t')].map((t) => t.textContent)"
         )
@@ -44,13 +46,19 @@ def test_payloads_stay_text_in_every_view(server):
                 at,
             )
             assert calm(page)
-        for tab in ("modes", "step", "training", "search"):
-            page.click(f"[aria-controls=spo-panel-{tab}]")
-            page.wait_for_timeout(150)
+        page.click("text=Rendered: Markdown and LaTeX")
+        page.wait_for_selector(".message")
+        page.wait_for_timeout(700)
+        assert calm(page)
+        assert page.locator(".message :is(img, script, iframe, style, svg)").count() == 0
+        for name in ("Run", "Critic", "Hacking", "Step", "Compare"):
+            page.click(f"role=tab[name={name}]")
+            page.wait_for_timeout(700)
             assert calm(page)
-        page.click("text=Find segments")
-        page.wait_for_selector(".matches li")
-        assert "onerror" in page.text_content(".note")  # the damaged file's name
+        assert "onerror" in page.inner_text("body")  # the run's name stands there as text
+        page.goto(f"{server.address}#{RUN}&tab=search&emin=0")
+        page.wait_for_selector("text=segments in 2 of 2 steps")
+        page.wait_for_timeout(300)
         assert calm(page)
         assert dialogs == []
         assert visit.problems == []
@@ -58,7 +66,7 @@ def test_payloads_stay_text_in_every_view(server):
 
 
 def test_payloads_stay_text_in_exports(server, tmp_path):
-    with Visit(server.address, f"{RUN}&step=1") as visit:
+    with Visit(server.address, f"{RUN}&step=1&tab=read&prompt=0") as visit:
         page = visit.page
         page.wait_for_selector(".card .t")
         for item, name in (
@@ -75,12 +83,12 @@ def test_payloads_stay_text_in_exports(server, tmp_path):
             assert visit.page.evaluate(f"{ADDRESS} === undefined")
             assert visit.problems == []
             if name == "group.html":
-                assert visit.text(".text") == "".join(PAYLOADS)
+                assert visit.text(".card .text") == "".join(PAYLOADS)
                 assert calm(visit.page)
 
 
-def fetch(address, path="", **headers):
-    request = urllib.request.Request(address + path, headers=headers)
+def fetch(address, path="", body=None, **headers):
+    request = urllib.request.Request(address + path, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, dict(answer.headers), answer.read()
@@ -118,6 +126,8 @@ def test_other_host_names_are_refused(server, host):
         "monitoring",
         "docs",
         "openapi.json",
+        "gradio_api/proxy=http://127.0.0.1:9/",
+        "gradio_api/upload_progress?upload_id=x",
     ],
 )
 def test_nothing_else_is_served(server, path):
@@ -127,16 +137,65 @@ def test_nothing_else_is_served(server, path):
     assert b"root:" not in body
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:9"},
+        {"Origin": "http://localhost:9"},
+        {"Origin": "null"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["gradio_api/component_server", "gradio_api/queue/join"])
+def test_other_sites_cannot_ask(server, headers, path):
+    status, _, body = fetch(server.address, path, b"{}", **headers)
+    assert (status, body) == (403, b"Other sites may not ask this server.")
+
+
+def test_nothing_can_be_uploaded(server):
+    for path in ("gradio_api/upload", "upload", "gradio_api/upload?upload_id=1"):
+        assert fetch(server.address, path, b"x")[0] == 404
+
+
+def test_other_ports_of_localhost_get_no_permission(server):
+    for body in (None, b"{}"):
+        _, headers, _ = fetch(server.address, "config", body, Origin="http://localhost:9")
+        assert not [name for name in headers if name.lower().startswith("access-control-")]
+
+
+def test_forwarded_hosts_are_not_reflected(server):
+    for path in ("", "config"):
+        _, headers, body = fetch(server.address, path, **{"X-Forwarded-Host": "evil.example"})
+        assert b"evil.example" not in body + str(headers).encode()
+
+
+def test_other_machines_need_the_token(root):
+    opened = serve(root, "--host", "0.0.0.0", "--token", "s3cret")
+    assert fetch(opened.address)[0] == 401
+    assert fetch(opened.address, "config?token=wrong")[0] == 401
+    assert fetch(opened.address, "gradio_api/component_server", b"{}")[0] == 401
+    assert fetch(opened.address, Host="rebound.example")[0] == 400
+    with Visit(f"{opened.address}?token=s3cret", "run=alpha&step=2&tab=read") as visit:
+        visit.page.wait_for_selector(".card .t")
+        assert "s3cret" not in visit.page.url
+        assert visit.problems == []
+    opened.process.kill()
+
+
 def test_no_function_is_public_without_mcp(server):
     _, _, body = fetch(server.address, "gradio_api/info")
-    described = json.loads(body)
-    assert described["named_endpoints"] == {}
+    assert json.loads(body)["named_endpoints"] == {}
 
 
 def test_server_functions_read_only_listed_runs(server):
     """Called as the page calls them, with the names an attacker would try."""
     _, _, body = fetch(server.address, "config")
-    component = next(c["id"] for c in json.loads(body)["components"] if c["type"] == "html")
+    component = next(
+        c["id"]
+        for c in json.loads(body)["components"]
+        if c["type"] == "html" and "spo-root" in c["props"]["html_template"]
+    )
     for run in ("../..", "/etc", "..", "\x00"):
         message = {
             "session_hash": "x",

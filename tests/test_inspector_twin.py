@@ -8,10 +8,10 @@ import pytest
 from inspector_browser import browser_context
 from inspector_fixtures import from_pieces
 
-from spo.advantages import Credit, assign_credit
+from spo.advantages import assign_credit
 from spo.config import SPOConfig
 from spo.inspector.export import bundle
-from spo.inspector.reading import CREDIT_FIELDS, Step
+from spo.inspector.step import CREDIT_FIELDS, Step
 from spo.inspector.views import credit_inputs
 from spo.inspector.whatif import what_if
 
@@ -52,7 +52,7 @@ def random_step(seed: int) -> Step:
     )
     kl = {"kl_in_reward": True, "beta": 0.03} if seed % 4 == 0 else {}
     config = SPOConfig(num_generations=4, mask_truncated_completions=seed % 3 == 1, **kl)
-    return Step(rollouts, Credit(rollouts.token_ids, rollouts.token_rewards, None), config, "")
+    return Step(rollouts, assign_credit(rollouts, config), config, "")
 
 
 def random_settings(rng: random.Random, step: Step) -> tuple[Step, dict]:
@@ -101,6 +101,23 @@ def test_browser_and_python_assign_the_same_credit():
                 mine["advantages"], theirs, rtol=1e-6, atol=1e-6, err_msg=str(config)
             )
             assert mine["cut"] == credit.entropy_threshold
+
+
+@pytest.mark.filterwarnings("ignore:entropy_percentile:UserWarning", "ignore:gamma:UserWarning")
+def test_segments_of_another_rule_are_sent_and_kept():
+    """Here: every fourth token starts a segment, which is no matter of entropy."""
+    step = random_step(1)
+    mask = step.rollouts.completion_mask
+    ids = np.where(mask, (np.cumsum(mask, axis=1) - 1) // 4, -1)
+    credit = dataclasses.replace(step.credit, segment_ids=ids)
+    other = dataclasses.replace(step, credit=credit)
+    config = {name: getattr(step.config, name) for name in CREDIT_FIELDS}
+    case = {"inputs": credit_inputs(other), "configs": [config | {"mode": "spo", "lam": 0.5}]}
+    page = browser_context().new_page()
+    ((mine,),) = page.evaluate(SCRIPT % (bundle("credit.js"), bundle("data.js")), [case])
+    page.close()
+    np.testing.assert_array_equal(mine["ids"], ids[mask])
+    assert credit_inputs(step)["boundaries"] is None
 
 
 class Recorder:

@@ -14,10 +14,11 @@ from inspector_fixtures import from_pieces, make_rollouts, write_run, write_trl
 
 from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.inspector import folder, reading, search, views, whatif
+from spo.inspector import bounded, search, views, whatif
 from spo.inspector.folder import Folder
-from spo.inspector.reading import Step, read_step
+from spo.inspector.reading import read_step
 from spo.inspector.server import page_functions
+from spo.inspector.step import Step
 from spo.segments import segment_starts
 
 
@@ -87,8 +88,13 @@ def test_curves_take_every_number_and_survive_a_half_line(run):
     assert set(curves) == {"reward", "spo/value_loss"}
     assert curves["reward"][0] == [1, 0.1]
     assert curves["reward"][-1] == [10, 1.0]
-    assert len(folder.thin(list(range(2500)))) <= folder.MAX_CURVE_POINTS
-    assert folder.thin(list(range(2500)))[-1] == 2499
+
+
+def test_a_resumed_run_counts_each_step_once(tmp_path):
+    shown = write_run(tmp_path / "beta", steps=(1, 2))
+    with (shown / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "reward": 0.9}\n')
+    assert Folder(shown).curves("beta")["reward"] == [[1, 0.1], [2, 0.9]]
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def test_limits_are_checked_before_anything_is_expanded(tmp_path):
 
 
 def test_too_many_numbers_are_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_VALUES", 100)
+    monkeypatch.setattr(bounded, "MAX_VALUES", 100)
     with pytest.raises(ValueError, match="numbers in one column"):
         read_step(altered(run, tmp_path, lambda table: table))
 
@@ -257,26 +263,6 @@ def test_group_view_carries_every_number_of_its_rows(step):
         views.group_view(step, 99)
 
 
-def test_find_filters_sorts_and_pages(step, monkeypatch):
-    statistics = views.row_statistics(step)
-    found = views.find_completions(step, {"sort": "segments", "descending": True})
-    counts = [row["segments"] for row in found["rows"]]
-    assert counts == sorted(statistics["segments"].tolist(), reverse=True)
-    rewarded = views.find_completions(step, {"reward_min": 0.5})
-    assert rewarded["total"] == int((step.rollouts.completion_rewards >= 0.5).sum())
-    with_frac = views.find_completions(step, {"text": r"\\frac\{a\}"})
-    assert with_frac["total"] == sum("\\frac{a}" in text for text in step.rollouts.completions)
-    monkeypatch.setattr(views, "PAGE_SIZE", 5)
-    second = views.find_completions(step, {"page": 1})
-    assert [(row["group"], row["completion"]) for row in second["rows"][:2]] == [(1, 1), (1, 2)]
-
-
-@pytest.mark.parametrize("query", [{"text": "("}, {"sort": "x"}, {"reward_min": "high"}])
-def test_wrong_queries_are_one_sentence(step, query):
-    with pytest.raises(ValueError, match=r"not valid|not one of|not a number"):
-        views.find_completions(step, query)
-
-
 def test_calibration_means_are_those_of_the_segments(step):
     bins = views.calibration(step, bins=4)
     starts = segment_starts(step.credit.segment_ids)
@@ -284,33 +270,6 @@ def test_calibration_means_are_those_of_the_segments(step):
     assert sum(bin["count"] for bin in bins) == starts.sum()
     weighted = sum(bin["value"] * bin["count"] for bin in bins) / starts.sum()
     assert weighted == pytest.approx(float(values.mean()), abs=1e-6)
-
-
-def test_search_counts_what_a_plain_loop_counts(run):
-    paths = Folder(run).steps("alpha").paths
-    query = {"advantage_max": -0.5, "entropy_min": 1.0, "text": "the"}
-    answer = search.find_in_run(paths, read_step, query)
-    for number, path in paths.items():
-        step = read_step(path)
-        assert answer["counts"][number] == sum(1 for _ in matching_segments(step))
-    assert answer["next"] is None
-    assert all("the" in match["text"] and match["advantage"] <= -0.5 for match in answer["matches"])
-
-
-def matching_segments(step):
-    """The reference: segments with A ≤ −0.5 whose first token has H ≥ 1 and that say "the"."""
-    rollouts, credit = step.rollouts, step.credit
-    for row, text in enumerate(rollouts.completions):
-        data = text.encode()
-        length = int(rollouts.lengths[row])
-        ids = credit.segment_ids[row, :length]
-        ends = [0, *rollouts.token_ends[row, :length]]
-        for segment in range(ids.max() + 1):
-            tokens = np.flatnonzero(ids == segment)
-            piece = data[ends[tokens[0]] : ends[tokens[-1] + 1]].decode()
-            low = credit.token_advantages[row, tokens[0]] <= -0.5
-            if low and rollouts.token_entropies[row, tokens[0]] >= 1 and "the" in piece:
-                yield segment
 
 
 def test_characters_split_over_tokens_stay_whole():
@@ -342,10 +301,10 @@ def test_empty_completions_and_no_critic(tmp_path):
         rollouts, tmp_path / "step-1.parquet", config=SPOConfig(num_generations=4)
     )
     step = read_step(path)
-    assert views.step_summary(step)["calibration"] == []
+    assert views.calibration(step) == []
     assert whatif.check_saved(step)["state"] == "verified"
     assert [c["length"] for c in views.group_view(step, 0)["completions"]] == [0, 1, 0, 0]
-    assert search.find_in_run({1: path}, read_step, {})["counts"] == {1: 1}
+    assert search.find_in_run({1: path}, {})["counts"] == {1: 1}
 
 
 # --- the server functions ---------------------------------------------------------------------
@@ -360,7 +319,8 @@ def test_empty_completions_and_no_critic(tmp_path):
         ("recompute", {"run": "alpha", "step": 1, "settings": {"gamma": 7.0}}),
         ("recompute", {"run": "alpha", "step": 1, "settings": {"gamma": "x"}}),
         ("recompute", {"run": "alpha", "step": 1, "settings": {"mode": "rloo"}}),
-        ("find_segments", {"run": "alpha", "text": "("}),
+        ("draw_completion", {"run": "alpha", "step": 1, "completion": 9, "colour": "value"}),
+        ("draw_completion", {"run": "alpha", "step": 1, "colour": "constructor"}),
         ("list_steps", ["alpha"]),
     ],
 )
@@ -374,7 +334,7 @@ def test_refusals_are_envelopes(run, name, query):
 def test_answers_are_strict_json(run):
     functions = {function.__name__: function for function in page_functions(Folder(run))}
     place = {"run": "alpha", "step": 1, "group": 0}
-    names = ("list_runs", "list_steps", "get_curves", "get_step", "get_group", "export_group")
+    names = ("list_steps", "get_step", "get_group", "export_group")
     for name in names:
         assert json.loads(functions[name](place))["ok"] is True
 

@@ -99,7 +99,7 @@ class Agents:
             "entropy_min": entropy_min,
             "text": text,
         }
-        answer = search.find_in_run(self.folder.steps(run).paths, read_step, query, start)
+        answer = search.find_in_run(self.folder.steps(run).paths, query, start)
         for name in ("counts", "skipped"):  # Gradio's encoder wants text as keys
             answer[name] = {str(step): value for step, value in answer[name].items()}
         return answer

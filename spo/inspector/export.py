@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spo.inspector import views, whatif
-from spo.inspector.reading import Step
+from spo.inspector.step import Step
 
 STATIC = Path(__file__).parent / "static"
 IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";', re.MULTILINE)
@@ -32,15 +32,19 @@ def export_group(
         place: run, step and group as the page shows them.
         address: the part of the page's address after '#', so that the file opens in the same view.
     """
+    check = whatif.check_saved(step)
+    badge = whatif.badge(check, step.rollouts.num_generations)
+    summary = views.step_summary(step) | {"check": check, "badge": badge}
     answers = {
-        "place": place,
-        "address": address,
-        "step": views.step_summary(step) | {"check": whatif.check_saved(step)},
-        "group": views.group_view(step, group, rows),
+        "list_steps": {"run": place.get("run"), "steps": [place.get("step")], "note": ""},
+        "get_step": summary,
+        "get_group": views.group_view(step, group, rows),
     }
-    if answers["step"]["in_browser"]:
-        answers["inputs"] = views.credit_inputs(step)
-    data = json.dumps(answers, allow_nan=False).replace("<", "\\u003c")
+    if summary["in_browser"]:
+        answers["get_credit_inputs"] = views.credit_inputs(step)
+    data = json.dumps({"answers": answers, "address": address}, allow_nan=False).replace(
+        "<", "\\u003c"
+    )
     script = bundle("export_main.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -54,7 +58,7 @@ def export_group(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{style}</style></head>"
-        '<body class="exported"><div id="spo-root"></div>'
+        f'<body class="exported">{source("reader.html")}'
         f'<script type="application/json" id="spo-data">{data}</script>'
         f'<script type="module">{script}</script></body></html>\n'
     )

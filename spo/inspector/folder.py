@@ -5,19 +5,26 @@ that were listed, never joined to a path, and links that lead outside the folder
 """
 
 import json
-import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
+
+from spo.inspector.bounded import is_number, is_regular
 
 STEP_FOLDERS = ("rollouts", "completions", "completions/train", "completions/eval")
 """Where a run keeps its files: this project's trainer, and TRL's trainers."""
 
+EVALUATIONS = "eval"
+NO_CURVES: dict[str, list[list[float]]] = {}
 PARQUET_MAGIC = b"PAR1"
 MAX_METRICS_BYTES = 64 << 20
-MAX_CURVE_POINTS = 1000
+LIST_ANEW = 1_000_000_000
+"""Nanoseconds after a change during which a folder is listed at every look."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,24 @@ class Folder:
             )
 
     def runs(self) -> dict[str, Path]:
-        """Run name -> folder, newest last by name: the root itself, or the runs inside it."""
+        """Run name -> folder, newest last: the root itself, or the runs inside it.
+
+        Evaluations a run saved count as a run named `<run>/eval`, listed before it.
+        """
         if self.root.is_file() or step_files(self.root):
-            return {self.boundary.name: self.root}
-        children = sorted(entry for entry in self.root.iterdir() if entry.is_dir())
-        return {
-            entry.name: entry for entry in children if self._inside(entry) and step_files(entry)
-        }
+            found = [(self.boundary.name, self.root)]
+        elif self.root.is_dir():
+            children = [entry for entry in self.root.iterdir() if entry.is_dir()]
+            inside = [entry for entry in children if self.is_inside(entry) and step_files(entry)]
+            found = [(entry.name, entry) for entry in sorted(inside, key=last_change)]
+        else:
+            found = []
+        runs = {}
+        for name, path in found:
+            if not path.is_file() and step_files(path, EVALUATIONS):
+                runs[f"{name}/{EVALUATIONS}"] = path
+            runs[name] = path
+        return runs
 
     def steps(self, run: str) -> Steps:
         """The readable step files of a run, and the others with the reason."""
@@ -64,7 +82,8 @@ class Folder:
             if not inside:
                 skipped[path.name] = "leads outside the folder"
             elif not closes_as_parquet(path):
-                skipped[path.name] = "half-written or damaged"
+                damaged = "half-written or damaged"
+                skipped[path.name] = damaged if is_regular(path) else "no regular file"
             else:
                 paths.setdefault(step, path)
         return Steps(dict(sorted(paths.items())), skipped)
@@ -78,26 +97,24 @@ class Folder:
 
     def _files(self, run: str) -> Iterator[tuple[int, Path, bool]]:
         """(step, path, whether it stays in the folder once links are followed) of each file."""
-        files = step_files(self._run(run))
+        kind = EVALUATIONS if run.endswith(f"/{EVALUATIONS}") else ""
+        files = step_files(self._run(run), kind)
         home = files[0].parent.resolve()
+        at_home = self.root.is_file() or home.is_relative_to(self.boundary)
         for position, path in enumerate(files):
-            target = path.resolve() if path.is_symlink() else home / path.name
-            inside = target.is_relative_to(self.boundary)
+            inside = self.is_inside(path) if path.is_symlink() else at_home
             yield step_number(path, default=position), path, inside
 
     def curves(self, run: str) -> dict[str, list[list[float]]]:
-        """Every numeric key of metrics.jsonl -> [[step, value], …], at most MAX_CURVE_POINTS."""
+        """Every numeric key of metrics.jsonl -> [[step, value], …], by step.
+
+        A resumed run writes steps again: the last value of a step counts.
+        """
         path = self._run(run) / "metrics.jsonl"
-        if self.root.is_file() or not path.is_file() or not self._inside(path):
-            return {}
-        with path.open("rb") as file:
-            lines = file.read(MAX_METRICS_BYTES).splitlines()
-        curves: dict[str, list[list[float]]] = {}
-        for line in lines:
-            for key, point in metric_points(line):
-                curves.setdefault(key, []).append(point)
-        curves.pop("step", None)
-        return {key: thin(points) for key, points in curves.items()}
+        if self.root.is_file() or not path.is_file() or not self.is_inside(path):
+            return NO_CURVES
+        stat = path.stat()
+        return read_metrics(path, stat.st_mtime_ns, stat.st_size)
 
     def _run(self, name: str) -> Path:
         runs = self.runs()
@@ -105,20 +122,69 @@ class Folder:
             raise ValueError(f"There is no run {name!r} here.")
         return runs[name]
 
-    def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.boundary)
+    def is_inside(self, path: Path) -> bool:
+        """Whether a path stays in the folder once links are followed."""
+        try:
+            return path.resolve().is_relative_to(self.boundary)
+        except (OSError, RuntimeError):  # a link to itself
+            return False
 
 
-def step_files(run: Path) -> list[Path]:
-    """The Parquet files of a run, by name; temporary files start with a dot."""
+@lru_cache(maxsize=4)
+def read_metrics(path: Path, mtime_ns: int, size: int) -> dict[str, list[list[float]]]:
+    with path.open("rb") as file:
+        lines = file.read(MAX_METRICS_BYTES).splitlines()
+    curves: dict[str, dict[float, float]] = {}
+    for line in lines:
+        for key, (step, value) in metric_points(line):
+            curves.setdefault(key, {})[step] = value
+    curves.pop("step", None)
+    return {
+        key: [list(point) for point in sorted(by_step.items())] for key, by_step in curves.items()
+    }
+
+
+def step_files(run: Path, kind: str = "") -> list[Path]:
+    """The Parquet files of a run, by name; temporary files start with a dot.
+
+    Args:
+        kind: "" for training steps, EVALUATIONS for `eval-step-*.parquet`.
+    """
     if run.is_file():
-        return [run]
+        return [run] if not kind else []
     for folder in (run, *(run / name for name in STEP_FOLDERS)):
-        names = os.listdir(folder) if folder.is_dir() else []
-        files = sorted(name for name in names if name.endswith(".parquet") and name[0] != ".")
+        files = parquet_files(folder, kind)
         if files:
-            return [folder / name for name in files]
+            return files
     return []
+
+
+def parquet_files(folder: Path, kind: str) -> list[Path]:
+    """The Parquet files of one folder, listed anew when the folder has changed."""
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError:  # not there
+        return []
+    if time.time_ns() - changed < LIST_ANEW:
+        changed = -time.time_ns()  # its clock may stand still within a tick: do not remember
+    return _listed(folder, kind, changed)
+
+
+@lru_cache(maxsize=256)
+def _listed(folder: Path, kind: str, changed: int) -> list[Path]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    names = [name for name in names if name.endswith(".parquet") and name[0] != "."]
+    files = sorted(name for name in names if name.startswith("eval-step-") == bool(kind))
+    return [folder / name for name in files]
+
+
+def last_change(run: Path) -> tuple[float, str]:
+    """When a run wrote its last step: the newest run is the one to open."""
+    files = step_files(run)
+    try:
+        return files[-1].stat().st_mtime, run.name
+    except OSError:  # a link to itself, or deleted meanwhile
+        return 0.0, run.name
 
 
 def step_number(path: Path, default: int) -> int:
@@ -133,11 +199,26 @@ def step_number(path: Path, default: int) -> int:
 
 def closes_as_parquet(path: Path) -> bool:
     """Whether a file ends as Parquet does: one being written, or cut short, does not."""
-    with path.open("rb") as file:
-        if file.seek(0, 2) < 12:
-            return False
-        file.seek(-4, 2)
-        return file.read(4) == PARQUET_MAGIC
+    try:
+        stat = path.stat()
+    except (OSError, RuntimeError):  # deleted since it was listed, or a link to itself
+        return False
+    if not S_ISREG(stat.st_mode):  # a pipe would be waited for
+        return False
+    return _closes(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _closes(path: Path, size: int, mtime_ns: int) -> bool:
+    """The same, remembered until the file changes: a page asks it of thousands of files."""
+    if size < 12:
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)
+            return file.read(4) == PARQUET_MAGIC
+    except OSError:  # unreadable, or deleted meanwhile
+        return False
 
 
 def metric_points(line: bytes) -> list[tuple[str, list[float]]]:
@@ -147,18 +228,8 @@ def metric_points(line: bytes) -> list[tuple[str, list[float]]]:
     """
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if not isinstance(entry, dict) or not is_number(entry.get("step")):
         return []
     return [(key, [entry["step"], value]) for key, value in entry.items() if is_number(value)]
-
-
-def is_number(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
-def thin(points: list) -> list:
-    """Every n-th point so that at most MAX_CURVE_POINTS remain, the last one included."""
-    stride = -(-len(points) // MAX_CURVE_POINTS)
-    return points[::-1][::stride][::-1] if stride > 1 else points

@@ -1,60 +1,121 @@
-"""A query -> the segments of a whole run that match it, counted by step.
+"""A query -> the segments of a whole run that match it, the largest |A| first, counted by step.
 
-A run may have a thousand steps, so one call looks at as many as fit into `BUDGET` seconds and says
-where to go on; the page adds the answers up.
+Only the columns that a query needs are read, and stay ragged: N tokens of all completions one
+after the other. A search goes step by step, so that the first matches show at once.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from spo.inspector.reading import Step
+from spo.inspector.bounded import TooLarge
+from spo.inspector.reading import count_groups, read_columns
 from spo.inspector.text import char_ends
-from spo.inspector.views import bound, group_rows, group_starts, matches, number
-from spo.segments import segment_starts
+from spo.inspector.views import bound, matches, number
 
 BUDGET = 0.4
 MAX_MATCHES = 300
-MEASURES = ("advantage", "entropy", "value", "reward")
+MEASURES = {
+    "advantage": "token_advantages",
+    "entropy": "token_entropies",
+    "value": "token_values",
+    "reward": "reward",
+}
+NEEDED = ("segment_ids", "token_advantages", "reward")
+TEXTS = ("completion", "token_ends")
 
 
-def find_in_run(
-    paths: dict[int, Any], read: Callable[[Any], Step], query: dict[str, Any], start: int = 0
-) -> dict[str, Any]:
-    """Search the steps of a run from position `start` on.
+@dataclass
+class Found:
+    """What a search has so far."""
+
+    done: int = 0
+    total: int = 0
+    counts: dict[int, int] = field(default_factory=dict)
+    matches: list[dict[str, Any]] = field(default_factory=list)
+    skipped: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def floor(self) -> float:
+        """A new match with a smaller |A| would not be shown."""
+        if len(self.matches) < MAX_MATCHES:
+            return 0.0
+        return abs(self.matches[MAX_MATCHES - 1]["advantage"] or 0.0)
+
+    def add(self, step: int, count: int, shown: list[dict]) -> None:
+        self.counts[step] = self.counts.get(step, 0) + count
+        self.matches += [{"step": step, **match} for match in shown]
+        if len(self.matches) > MAX_MATCHES:
+            self.sort()
+
+    def sort(self) -> None:
+        self.matches.sort(key=lambda match: -abs(match["advantage"] or 0.0))
+        del self.matches[MAX_MATCHES:]
+
+
+def search_run(
+    paths: dict[int, Path], query: dict[str, Any], every: float = BUDGET
+) -> Iterator[Found]:
+    """What was found so far, about every `every` seconds, and at the end.
 
     Args:
-        paths: step -> file, ascending.
-        read: file -> Step; its ValueError skips the step and is passed on.
-        query: see `find_segments`; `steps` restricts the search to these steps.
+        query: see `segments_of`.
 
-    Returns:
-        `counts` {step: number of matches}, `matches` (at most MAX_MATCHES), `skipped`
-        {step: reason} and `next`, the position to go on from, None at the end.
+    Raises:
+        ValueError: the query is not valid.
     """
     check_query(query)
-    numbers = [step for step in paths if not query.get("steps") or step in query["steps"]]
-    counts, found, skipped = {}, [], {}
+    found = Found(total=len(paths))
+    spoken = time.monotonic()
+    for step in sorted(paths, reverse=True):  # the newest first
+        search_step(found, step, paths[step], query)
+        found.done += 1
+        if time.monotonic() - spoken > every and found.done < found.total:
+            found.sort()
+            yield found
+            spoken = time.monotonic()
+    found.sort()
+    yield found
+
+
+def search_step(found: Found, step: int, path: Path, query: dict[str, Any]) -> None:
+    """Adds one file; where the whole step is too large, prompt by prompt."""
+    try:
+        try:
+            found.add(step, *segments_of(path, query, floor=found.floor))
+        except TooLarge:
+            for group in range(count_groups(path) or 0):
+                found.add(step, *segments_of(path, query, group, found.floor))
+    except (ValueError, OSError) as error:
+        found.skipped[step] = str(error)
+
+
+def find_in_run(paths: dict[int, Path], query: dict[str, Any], start: int = 0) -> dict[str, Any]:
+    """One slice of a search, ascending from position `start` (for agents).
+
+    Returns:
+        `counts` {step: number of matches}, `matches`, `skipped` {step: reason} and `next`, the
+        position to go on from, None at the end.
+    """
+    check_query(query)
+    steps = sorted(paths)
+    found = Found(total=len(paths))
     deadline = time.monotonic() + BUDGET
     position = max(0, start)
-    while position < len(numbers) and (not counts or time.monotonic() < deadline):
-        step_number = numbers[position]
+    while position < len(steps) and (position == start or time.monotonic() < deadline):
+        search_step(found, steps[position], paths[steps[position]], query)
         position += 1
-        try:
-            step = read(paths[step_number])
-        except ValueError as error:
-            skipped[step_number] = str(error)
-            continue
-        count, shown = find_segments(step, query, MAX_MATCHES - len(found))
-        counts[step_number] = count
-        found += [{"step": step_number, **match} for match in shown]
+    found.sort()
     return {
-        "counts": counts,
-        "matches": found,
-        "skipped": skipped,
-        "next": position if position < len(numbers) else None,
+        "counts": found.counts,
+        "matches": found.matches,
+        "skipped": found.skipped,
+        "next": position if position < len(steps) else None,
     }
 
 
@@ -64,54 +125,105 @@ def check_query(query: dict[str, Any]) -> None:
         bound(query, f"{measure}_min")
         bound(query, f"{measure}_max")
     matches([""], str(query.get("text") or ""))
-    if not isinstance(query.get("steps") or [], list):
-        raise ValueError("steps must be a list of step numbers.")
 
 
-def find_segments(step: Step, query: dict[str, Any], limit: int) -> tuple[int, list[dict]]:
-    """The segments of a step that match: how many, and the first `limit` of them.
+def segments_of(
+    path: Path, query: dict[str, Any], group: int | None = None, floor: float = 0.0
+) -> tuple[int, list[dict[str, Any]]]:
+    """The segments of a file that match: how many, and the MAX_MATCHES with the largest |A|.
 
     Args:
         query: `advantage_min`, `advantage_max` and the same for entropy and value (all read at
             the segment's first token) and reward (of the completion), all inclusive; `text`, an
             RE2 pattern searched in the segment's text.
+        group: only this row group.
+        floor: matches whose |A| is not larger are counted and not returned; 0: all are.
     """
-    rollouts, credit = step.rollouts, step.credit
-    rows, tokens = np.nonzero(segment_starts(credit.segment_ids))
-    stops = np.where(np.append(rows[1:] == rows[:-1], False), np.append(tokens[1:], 0), -1)
-    stops = np.where(stops < 0, rollouts.lengths[rows], stops)
-    columns = {
-        "advantage": credit.token_advantages[rows, tokens],
-        "entropy": rollouts.token_entropies[rows, tokens],
-        "reward": rollouts.completion_rewards[rows],
-    }
-    if rollouts.token_values is not None:
-        columns["value"] = rollouts.token_values[rows, tokens]
-    keep = np.ones(len(rows), dtype=bool)
+    asked = [column for measure, column in MEASURES.items() if is_asked(query, measure)]
+    pattern = str(query.get("text") or "")
+    names = list(dict.fromkeys([*NEEDED, *asked, *(TEXTS if pattern else ())]))
+    table, size, first_row = read_columns(path, names, group)
+    lengths, starts, rows = segment_places(table)
+    columns = measures(table, starts, rows)
+    keep = np.ones(len(starts), dtype=bool)
     for measure in MEASURES:
-        keep &= _within(columns.get(measure), query, measure, len(rows))
+        keep &= within(columns.get(measure), query, measure, len(starts))
     chosen = np.flatnonzero(keep)
-    if query.get("text"):
-        texts = _texts(step, rows[chosen], tokens[chosen], stops[chosen])
-        chosen = chosen[matches(texts, str(query["text"]))]
-    shown = chosen[: max(0, limit)]
-    texts = _texts(step, rows[shown], tokens[shown], stops[shown])
-    starts = group_starts(step)
-    groups = np.searchsorted(starts, rows[shown], side="right") - 1
-    return len(chosen), [
-        {
-            "group": int(group),
-            "completion": int(rows[i]) - group_rows(step, int(group)).start,
-            "token": int(tokens[i]),
-            "length": int(stops[i] - tokens[i]),
-            "text": text[:200],
-            **{measure: number(column[i]) for measure, column in columns.items()},
-        }
-        for i, group, text in zip(shown, groups, texts, strict=True)
-    ]
+    begins = np.concatenate([[0], np.cumsum(lengths)])
+    stops = np.append(starts[1:], begins[-1])
+    spans = (rows, starts - begins[rows], stops - begins[rows])
+    if pattern:
+        whole = segment_texts(table, begins, starts, rows)
+        if whole is None:
+            chosen = chosen[matches(texts_of(table, lengths, spans, chosen), pattern)]
+        else:
+            chosen = chosen[matches(whole, pattern)[chosen]]
+    count = len(chosen)
+    sizes = np.abs(np.nan_to_num(columns["advantage"][chosen]))
+    order = np.argsort(-sizes, kind="stable")[:MAX_MATCHES]
+    chosen = chosen[order[(sizes[order] > floor) | (floor == 0.0)]]
+    if len(chosen) and not pattern:
+        texts, *_ = read_columns(path, ["segment_ids", *TEXTS], group)
+        shown = texts_of(texts, lengths, spans, chosen)
+    else:
+        shown = texts_of(table, lengths, spans, chosen) if pattern else []
+    found = []
+    for i, text in zip(chosen.tolist(), shown, strict=True):
+        row = int(rows[i]) + first_row
+        found.append(
+            {
+                "group": row // size,
+                "completion": row % size,
+                "token": int(spans[1][i]),
+                "length": int(spans[2][i] - spans[1][i]),
+                "text": text[:200],
+                **{measure: number(column[i]) for measure, column in columns.items()},
+            }
+        )
+    return count, found
 
 
-def _within(column: np.ndarray | None, query: dict[str, Any], measure: str, size: int):
+def is_asked(query: dict[str, Any], measure: str) -> bool:
+    return any(query.get(f"{measure}_{end}") not in (None, "") for end in ("min", "max"))
+
+
+def segment_places(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens per row (B,); and of each segment its first token in the flat arrays and its row."""
+    ids = flat(table, "segment_ids")
+    lengths = np.diff(offsets(table, "segment_ids"))
+    is_start = np.ones(len(ids), dtype=bool)
+    is_start[1:] = ids[1:] != ids[:-1]
+    row_starts = np.cumsum(lengths) - lengths
+    is_start[row_starts[lengths > 0]] = True
+    starts = np.flatnonzero(is_start)
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
+    return lengths, starts, row_of[starts]
+
+
+def measures(table: pa.Table, starts: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers of each segment that were read."""
+    columns = {}
+    for measure, name in MEASURES.items():
+        if name not in table.column_names or table.column(name).null_count == len(table):
+            continue
+        if measure == "reward":
+            reward = table.column(name).to_numpy().astype(np.float64)
+            columns[measure] = reward[rows]
+        else:
+            columns[measure] = flat(table, name)[starts]
+    return columns
+
+
+def flat(table: pa.Table, name: str) -> np.ndarray:
+    return table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+
+def offsets(table: pa.Table, name: str) -> np.ndarray:
+    """Where each row's list begins in the flat array, and the end."""
+    return table.column(name).combine_chunks().offsets.to_numpy()
+
+
+def within(column: np.ndarray | None, query: dict[str, Any], measure: str, size: int) -> np.ndarray:
     low, high = bound(query, f"{measure}_min"), bound(query, f"{measure}_max")
     keep = np.full(size, column is not None or low is high is None)
     if column is not None and low is not None:
@@ -121,44 +233,39 @@ def _within(column: np.ndarray | None, query: dict[str, Any], measure: str, size
     return keep
 
 
-def _texts(step: Step, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[str]:
-    """Text of each span of tokens; the offsets of a completion are computed once."""
-    texts, offsets = [], {}
-    for row, start, stop in zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True):
-        text = step.rollouts.completions[row]
-        if row not in offsets:
-            length = int(step.rollouts.lengths[row])
-            ends = char_ends(text, step.rollouts.token_ends[row, :length])
-            offsets[row] = [0, *ends.tolist()]
-        texts.append(text[offsets[row][start] : offsets[row][stop]])
+def segment_texts(
+    table: pa.Table, begins: np.ndarray, starts: np.ndarray, rows: np.ndarray
+) -> pa.Array | None:
+    """The texts of all segments as one array over the bytes of the completions, without a copy.
+
+    None where token ends do not cut the completions from their beginning to their end.
+    """
+    texts = table.column("completion").cast(pa.large_string()).combine_chunks()
+    _, places, data = texts.buffers()
+    if texts.offset or data is None:
+        return None
+    row_bytes = np.frombuffer(places, np.int64)[: len(texts) + 1]
+    ends = flat(table, "token_ends").astype(np.int64)
+    last = np.where(np.diff(begins) > 0, np.append(ends, 0)[begins[1:] - 1], 0)
+    cuts = row_bytes[rows] + np.where(starts == begins[rows], 0, np.append(ends, 0)[starts - 1])
+    cuts = np.append(cuts, row_bytes[-1])
+    if not np.array_equal(last, np.diff(row_bytes)) or (np.diff(cuts) < 0).any():
+        return None
+    size = len(starts)
+    return pa.Array.from_buffers(pa.large_string(), size, [None, pa.py_buffer(cuts), data])
+
+
+def texts_of(table: pa.Table, lengths: np.ndarray, spans, chosen: np.ndarray) -> list[str]:
+    """Text of each chosen segment; the offsets of a completion are computed once."""
+    rows, starts, stops = (part[chosen].tolist() for part in spans)
+    ends, begins = flat(table, "token_ends"), np.concatenate([[0], np.cumsum(lengths)])
+    completions = table.column("completion")
+    texts, known = [], {}
+    for row, start, stop in zip(rows, starts, stops, strict=True):
+        if row not in known:
+            text = completions[row].as_py() or ""
+            chars = char_ends(text, ends[begins[row] : begins[row + 1]])
+            known[row] = text, [0, *chars.tolist()]
+        text, places = known[row]
+        texts.append(text[places[start] : places[stop]])
     return texts
-
-
-def find_prompt(
-    paths: dict[int, Any], read: Callable[[Any], Step], prompt: str, start: int = 0
-) -> dict[str, Any]:
-    """The steps that hold a prompt, and its group in each; sliced like `find_in_run`."""
-    numbers = list(paths)
-    found = []
-    deadline = time.monotonic() + BUDGET
-    position = max(0, start)
-    while position < len(numbers) and (position == start or time.monotonic() < deadline):
-        step_number = numbers[position]
-        position += 1
-        try:
-            step = read(paths[step_number])
-        except ValueError:
-            continue  # the page lists unreadable steps already
-        for group, row in enumerate(group_starts(step).tolist()):
-            if step.rollouts.prompts[row] == prompt:
-                found.append(
-                    {
-                        "step": step_number,
-                        "group": group,
-                        "rewards": [
-                            number(x)
-                            for x in step.rollouts.completion_rewards[group_rows(step, group)]
-                        ],
-                    }
-                )
-    return {"found": found, "next": position if position < len(numbers) else None}

@@ -9,11 +9,14 @@ of ours and stays one.
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from spo.inspector import export, search, views, whatif
+from spo.inspector import export, picture, views, whatif
+from spo.inspector.bounded import TooLarge
 from spo.inspector.folder import Folder
-from spo.inspector.reading import Step, read_step
+from spo.inspector.reading import count_groups, read_group, read_step
+from spo.inspector.step import Step
 
 Query = dict[str, Any]
 
@@ -21,17 +24,13 @@ Query = dict[str, Any]
 def page_functions(folder: Folder) -> list[Callable[[Query], str]]:
     """The server functions of the page, bound to the one folder it may read."""
     functions = (
-        list_runs,
         list_steps,
-        get_curves,
         get_step,
         get_credit_inputs,
-        find_completions,
         get_group,
         recompute,
-        find_segments,
-        find_prompt,
         export_group,
+        draw_completion,
     )
     return [envelope(function, folder) for function in functions]
 
@@ -55,14 +54,14 @@ def envelope(function: Callable[[Folder, Query], dict], folder: Folder) -> Calla
 def text(query: Query, key: str) -> str:
     value = query.get(key)
     if not isinstance(value, str):
-        raise ValueError(f"{key}={value!r} is not a text.")
+        raise ValueError(f"{key}={str(value)[:40]} is not a text.")
     return value
 
 
 def integer(query: Query, key: str) -> int:
     value = query.get(key, 0)
     if type(value) is not int:
-        raise ValueError(f"{key}={value!r} is not a whole number.")
+        raise ValueError(f"{key}={str(value)[:40]} is not a whole number.")
     return value
 
 
@@ -70,22 +69,45 @@ def step_of(folder: Folder, query: Query) -> Step:
     return read_step(folder.step_path(text(query, "run"), integer(query, "step")))
 
 
-def list_runs(folder: Folder, query: Query) -> dict:
-    return {"runs": list(folder.runs())}
-
-
 def list_steps(folder: Folder, query: Query) -> dict:
-    steps = folder.steps(text(query, "run"))
-    return {"steps": list(steps.paths), "skipped": steps.skipped}
-
-
-def get_curves(folder: Folder, query: Query) -> dict:
-    return {"curves": folder.curves(text(query, "run"))}
+    run = text(query, "run") or list(folder.runs())[-1]
+    steps = folder.steps(run)
+    skipped = ", ".join(f"{name} ({why})" for name, why in steps.skipped.items())
+    return {
+        "run": run,
+        "steps": list(steps.paths),
+        "note": f"Skipped: {skipped}." if skipped else "",
+    }
 
 
 def get_step(folder: Folder, query: Query) -> dict:
-    step = step_of(folder, query)
-    return views.step_summary(step) | {"check": whatif.check_saved(step)}
+    try:
+        step = step_of(folder, query)
+    except TooLarge as error:
+        return large_summary(folder.step_path(text(query, "run"), integer(query, "step")), error)
+    return checked_summary(step)
+
+
+def checked_summary(step: Step) -> dict:
+    check = whatif.check_saved(step)
+    badge = whatif.badge(check, step.rollouts.num_generations)
+    return views.step_summary(step) | {"check": check, "badge": badge}
+
+
+def large_summary(path: Path, error: TooLarge) -> dict:
+    """What the page needs of a step that is read prompt by prompt, from its first prompt.
+
+    Raises:
+        TooLarge: its prompts share row groups, so that not even one of them can be read.
+    """
+    groups = count_groups(path)
+    if not groups:
+        raise error
+    summary = views.step_summary(read_group(path, 0).step)
+    reason = "too large to recompute here; every prompt is shown as saved"
+    check = {"state": "impossible", "reason": reason}
+    badge = whatif.badge(check, 1)
+    return summary | {"groups": groups, "in_browser": False, "check": check, "badge": badge}
 
 
 def get_credit_inputs(folder: Folder, query: Query) -> dict:
@@ -95,12 +117,13 @@ def get_credit_inputs(folder: Folder, query: Query) -> dict:
     return views.credit_inputs(step)
 
 
-def find_completions(folder: Folder, query: Query) -> dict:
-    return views.find_completions(step_of(folder, query), query)
-
-
 def get_group(folder: Folder, query: Query) -> dict:
-    return views.group_view(step_of(folder, query), integer(query, "group"))
+    number = integer(query, "group")
+    found = read_group(folder.step_path(text(query, "run"), integer(query, "step")), number)
+    view = views.group_view(found.step, found.index)
+    for completion in view["completions"]:
+        completion["row"] += found.first_row
+    return view | {"group": number}
 
 
 def recompute(folder: Folder, query: Query) -> dict:
@@ -110,16 +133,6 @@ def recompute(folder: Folder, query: Query) -> dict:
     return whatif.recompute(step_of(folder, query), integer(query, "group"), settings)
 
 
-def find_segments(folder: Folder, query: Query) -> dict:
-    paths = folder.steps(text(query, "run")).paths
-    return search.find_in_run(paths, read_step, query, integer(query, "start"))
-
-
-def find_prompt(folder: Folder, query: Query) -> dict:
-    paths = folder.steps(text(query, "run")).paths
-    return search.find_prompt(paths, read_step, text(query, "prompt"), integer(query, "start"))
-
-
 def export_group(folder: Folder, query: Query) -> dict:
     rows = query.get("rows")
     if rows is not None and not (isinstance(rows, list) and all(type(row) is int for row in rows)):
@@ -127,3 +140,20 @@ def export_group(folder: Folder, query: Query) -> dict:
     place = {key: query.get(key) for key in ("run", "step", "group")}
     group, address = integer(query, "group"), str(query.get("address", ""))
     return {"html": export.export_group(step_of(folder, query), group, rows, place, address)}
+
+
+def draw_completion(folder: Folder, query: Query) -> dict:
+    found = step_of(folder, query)
+    rows = views.group_rows(found, integer(query, "group"))
+    row = rows.start + integer(query, "completion")
+    settings = query.get("settings")
+    if row not in range(rows.start, rows.stop):
+        raise ValueError("There is no such completion.")
+    if settings is not None and not isinstance(settings, dict):
+        raise ValueError("settings must be an object.")
+    title = (
+        f"{text(query, 'run')} · step {integer(query, 'step')} · "
+        f"prompt {integer(query, 'group') + 1} · completion {row - rows.start + 1}"
+    )
+    colour = text(query, "colour")
+    return {"svg": picture.draw_completion(found, row, colour, settings, title)}

@@ -5,6 +5,8 @@ the middle of a character. Here the character belongs to the token that complete
 tokens before it are empty, so that the pieces always join to the exact text.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from jaxtyping import Int
 
@@ -32,3 +34,23 @@ def char_ends(
     complete_at[1:][is_last] = size_of_char
     ends = np.maximum.accumulate(np.clip(byte_ends, 0, len(data)))
     return np.cumsum(complete_at)[ends]
+
+
+def parts_of_characters(
+    text: str, byte_ends: Int[np.ndarray, " T"]
+) -> dict[int, tuple[int, int, str]]:
+    """Of tokens that end inside a character: {token: (which part, of how many, the character)}.
+
+    >>> parts_of_characters("a👍", np.array([1, 3, 5]))
+    {1: (1, 2, '👍')}
+    """
+    ends = [0, *char_ends(text, byte_ends).tolist()]
+    parts, waiting = {}, []
+    for token, (start, end) in enumerate(pairwise(ends)):
+        if start == end:
+            waiting.append(token)
+            continue
+        for number, part in enumerate(waiting):
+            parts[part] = (number + 1, len(waiting) + 1, text[start])
+        waiting = []
+    return parts

@@ -13,15 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spo.inspector.reading import CREDIT_FIELDS, Step
-from spo.inspector.text import char_ends
-from spo.segments import segment_starts
+from spo.advantages import rewards_in_loss
+from spo.inspector.bounded import is_number
+from spo.inspector.step import CREDIT_FIELDS, Step
+from spo.inspector.text import char_ends, parts_of_characters
+from spo.inspector.turns import last_words, turns
+from spo.rollouts import Credit
+from spo.segments import find_boundaries, segment_ids_from_boundaries, segment_starts
 
-PAGE_SIZE = 200
 MAX_BROWSER_TOKENS = 1 << 20
 """Steps up to this size are sent whole, so that the browser can recompute credit by itself."""
 
-SORT_KEYS = ("position", "reward", "length", "segments", "advantage")
+MEASURES = ("advantage", "entropy", "logprob", "value", "gap")
+SCALE_PERCENTILE = 95
 
 
 def pack(array: np.ndarray | None, dtype: str = "<f4") -> str | None:
@@ -61,49 +65,14 @@ def group_starts(step: Step) -> np.ndarray:
 
 
 def row_statistics(step: Step) -> dict[str, np.ndarray]:
-    """Per completion (B,): what lists are sorted and filtered by."""
+    """Per completion (B,): what tables show."""
     rollouts, credit = step.rollouts, step.credit
     magnitudes = np.abs(np.nan_to_num(credit.token_advantages))
     return {
-        "position": np.arange(len(rollouts)),
         "reward": rollouts.completion_rewards,
         "length": rollouts.lengths,
         "segments": segment_starts(credit.segment_ids).sum(1),
         "advantage": magnitudes.max(axis=1, initial=0.0),
-    }
-
-
-def find_completions(step: Step, query: dict[str, Any]) -> dict[str, Any]:
-    """One page of a step's completions, filtered and sorted on this side.
-
-    Args:
-        query: `sort` (one of SORT_KEYS), `descending`, `page`; `reward_min`, `reward_max` and the
-            same for length, segments, advantage; `text`, an RE2 pattern searched in prompt and
-            completion (RE2 runs in linear time, whatever the pattern).
-    """
-    statistics = row_statistics(step)
-    keep = np.ones(len(step.rollouts), dtype=bool)
-    for name, column in statistics.items():
-        low, high = bound(query, f"{name}_min"), bound(query, f"{name}_max")
-        keep &= np.ones_like(keep) if low is None else column >= low
-        keep &= np.ones_like(keep) if high is None else column <= high
-    if query.get("text"):
-        pattern = str(query["text"])
-        keep &= matches(step.rollouts.completions, pattern) | matches(
-            step.rollouts.prompts, pattern
-        )
-    rows = np.flatnonzero(keep)
-    key = query.get("sort") or "position"
-    if key not in SORT_KEYS:
-        raise ValueError(f"sort={key!r} is not one of {', '.join(SORT_KEYS)}.")
-    column = statistics[key][rows].astype(np.float64)
-    order = np.argsort(-column if query.get("descending") else column, kind="stable")
-    first = max(0, int(bound(query, "page") or 0)) * PAGE_SIZE
-    chosen = rows[order][first : first + PAGE_SIZE]
-    return {
-        "total": len(rows),
-        "page_size": PAGE_SIZE,
-        "rows": [completion_brief(step, statistics, int(row)) for row in chosen],
     }
 
 
@@ -114,7 +83,7 @@ def completion_brief(step: Step, statistics: dict[str, np.ndarray], row: int) ->
     return {
         "group": group,
         "completion": row - group_rows(step, group).start,
-        "prompt": rollouts.prompts[row][-160:],
+        "prompt": last_words(rollouts.prompts[row]),
         "text": rollouts.completions[row][:160],
         "truncated": bool(rollouts.truncated[row]),
         **{key: number(column[row]) for key, column in statistics.items()},
@@ -130,19 +99,20 @@ def bound(query: dict[str, Any], key: str) -> float | None:
     value = query.get(key)
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ValueError(f"{key}={value!r} is not a number.")
+    if not is_number(value):
+        raise ValueError(f"{key}={str(value)[:40]} is not a number.")
     return float(value)
 
 
-def matches(texts: list[str], pattern: str) -> np.ndarray:
+def matches(texts: list[str] | pa.Array, pattern: str) -> np.ndarray:
     """Where an RE2 pattern occurs.
 
     Raises:
         ValueError: the pattern is no valid RE2.
     """
     try:
-        found = pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern)
+        array = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+        found = pc.match_substring_regex(array, pattern)
     except pa.ArrowInvalid as error:
         raise ValueError(f"The pattern is not valid: {error}") from error
     return found.to_numpy(zero_copy_only=False)
@@ -150,36 +120,86 @@ def matches(texts: list[str], pattern: str) -> np.ndarray:
 
 def step_summary(step: Step) -> dict[str, Any]:
     """Everything about a step that is not about one prompt."""
-    rollouts, credit = step.rollouts, step.credit
-    segments = row_statistics(step)["segments"]
+    rollouts = step.rollouts
     config = {key: getattr(step.config, key) for key in CREDIT_FIELDS} if step.config else None
     return {
-        "completions": len(rollouts),
         "groups": len(group_starts(step)),
-        "tokens": int(rollouts.completion_mask.sum()),
-        "run_id": step.run_id,
         "config": config,
         "missing": list(step.missing),
         "has_values": rollouts.token_values is not None,
-        "has_reference": rollouts.token_logprobs_ref is not None,
-        "reward_mean": number(mean_known(rollouts.completion_rewards)),
-        "unscorable": int(np.isnan(rollouts.completion_rewards).sum()),
-        "truncated": int(rollouts.truncated.sum()),
-        "cut": credit.entropy_threshold,
-        "histogram": np.bincount(segments).tolist() if len(segments) else [],
-        "calibration": calibration(step),
+        "cut": step.credit.entropy_threshold,
         "in_browser": fits_browser(step),
+        "scales": scales(step),
+        "percentile": SCALE_PERCENTILE,
+        "best": best_place(step) if len(rollouts) else {},
+    }
+
+
+def measure(step: Step, credit: Credit, name: str) -> np.ndarray | None:
+    """The (B, T) numbers that a colour shows; None where the step has none.
+
+    Raises:
+        ValueError: there is no such measure.
+    """
+    rollouts = step.rollouts
+    match name:
+        case "advantage":
+            return credit.token_advantages
+        case "entropy":
+            return rollouts.token_entropies
+        case "logprob":
+            return rollouts.token_logprobs_old
+        case "value":
+            return rollouts.token_values
+        case "gap":
+            reference = rollouts.token_logprobs_ref
+            return None if reference is None else rollouts.token_logprobs_old - reference
+    raise ValueError(f"colour={str(name)[:40]} is not one of {', '.join(MEASURES)}.")
+
+
+def scales(step: Step) -> dict[str, float]:
+    """Where each measure's colours end: the SCALE_PERCENTILE of its size over the whole step.
+
+    The largest number of a step would leave most completions white; what lies beyond is drawn in
+    the last colour, and the legend says so.
+    """
+    ends = {}
+    for name in MEASURES:
+        array = measure(step, step.credit, name)
+        sizes = np.abs(array[step.rollouts.completion_mask]) if array is not None else np.zeros(0)
+        sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+        if sizes.size:
+            ends[name] = float(np.percentile(sizes, SCALE_PERCENTILE))
+    return ends
+
+
+def best_place(step: Step) -> dict[str, int]:
+    """Where to begin reading: the prompt with the widest rewards, and there the token that starts
+    the segment with the largest |A|."""
+    rewards = step.rollouts.completion_rewards
+    starts = group_starts(step)
+    spread = [
+        np.ptp(known) if (known := part[np.isfinite(part)]).size else -1.0
+        for part in np.split(rewards, starts[1:])
+    ]
+    prompt = int(np.argmax(spread))
+    rows = group_rows(step, prompt)
+    sizes = np.abs(np.nan_to_num(step.credit.token_advantages[rows]))
+    sizes = np.where(step.rollouts.completion_mask[rows], sizes, -1.0)
+    if not sizes.size:
+        return {"prompt": prompt, "completion": 0, "token": -1}
+    completion, token = np.unravel_index(np.argmax(sizes), sizes.shape)
+    reduced = step.config is None
+    return {
+        "prompt": prompt,
+        "completion": int(completion),
+        "token": -1 if reduced else int(token),
     }
 
 
 def fits_browser(step: Step) -> bool:
     """Whether the page recomputes credit itself; else it asks the server for every answer."""
     return step.config is not None and int(step.rollouts.lengths.sum()) <= MAX_BROWSER_TOKENS
-
-
-def mean_known(x: np.ndarray) -> float:
-    known = x[~np.isnan(x)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def calibration(step: Step, bins: int = 10) -> list[dict[str, float]]:
@@ -219,7 +239,7 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     block = group_rows(step, group)
     chosen = np.arange(block.start, block.stop)
     if rows is not None:
-        chosen = chosen[[row for row in rows if 0 <= row < len(chosen)]]
+        chosen = chosen[[row for row in sorted(set(rows)) if 0 <= row < len(chosen)]]
     rollouts, credit = step.rollouts, step.credit
     mask = rollouts.completion_mask[chosen]
 
@@ -229,8 +249,13 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     return {
         "group": group,
         "prompt": rollouts.prompts[block.start],
+        "turns": [
+            *turns(rollouts.prompts[block.start]),
+            *({"role": name, "text": rows[block.start]} for name, rows in step.beside.items()),
+        ],
         "prompt_index": int(rollouts.prompt_index[block.start]),
         "has_tokens": step.config is not None,
+        **forks([rollouts.token_ids[row, : rollouts.lengths[row]] for row in chosen]),
         "completions": [_completion(step, int(row), block.start) for row in chosen],
         "token_ids": tokens(rollouts.token_ids, "<i4"),
         "entropies": tokens(rollouts.token_entropies),
@@ -244,15 +269,35 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     }
 
 
+def forks(rows: list[np.ndarray]) -> dict[str, Any]:
+    """How many tokens all rows begin with, and where each leaves its closest neighbour."""
+    lengths = [
+        [common_prefix(a, b) for j, b in enumerate(rows) if j != i] for i, a in enumerate(rows)
+    ]
+    everything = [length for others in lengths for length in others]
+    return {
+        "shared": min(everything, default=0),
+        "forks": [max(others, default=-1) for others in lengths],
+    }
+
+
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    size = min(len(a), len(b))
+    differs = np.flatnonzero(a[:size] != b[:size])
+    return int(differs[0]) if differs.size else size
+
+
 def _completion(step: Step, row: int, first: int) -> dict[str, Any]:
     rollouts = step.rollouts
     length = int(rollouts.lengths[row])
     text = rollouts.completions[row]
+    ends = char_ends(text, rollouts.token_ends[row, :length], utf16=True)
     return {
         "completion": row - first,
         "row": row,
         "text": text,
-        "ends": pack(char_ends(text, rollouts.token_ends[row, :length], utf16=True), "<i4"),
+        "ends": pack(ends, "<i4"),
+        "parts": parts_of_characters(text, rollouts.token_ends[row, :length]),
         "length": length,
         "reward": number(rollouts.completion_rewards[row]),
         "rewards": {
@@ -268,15 +313,13 @@ def _completion(step: Step, row: int, first: int) -> dict[str, Any]:
 def credit_inputs(step: Step) -> dict[str, Any]:
     """What the browser's twin of `assign_credit` needs: every completion of the step, (N,).
 
-    Token rewards are zero almost everywhere, so only the others are sent.
+    Rewards come less the KL penalty where `kl_in_reward`; only those that are not zero are sent.
     """
     rollouts, config = step.rollouts, step.config
     mask = rollouts.completion_mask
-    rewards = rollouts.token_rewards[mask]
+    rewards = rewards_in_loss(rollouts, config)[mask]
     nonzero = np.flatnonzero(rewards)
-    k1 = None
-    if config.kl_in_reward:
-        k1 = pack((rollouts.token_logprobs_old - rollouts.token_logprobs_ref)[mask])
+    starts = segment_starts(step.credit.segment_ids)
     return {
         "num_generations": rollouts.num_generations,
         "lengths": pack(rollouts.lengths, "<i4"),
@@ -288,5 +331,15 @@ def credit_inputs(step: Step) -> dict[str, Any]:
         "values": None if rollouts.token_values is None else pack(rollouts.token_values[mask]),
         "reward_positions": pack(nonzero, "<i4"),
         "reward_values": pack(rewards[nonzero]),
-        "k1": k1,
+        "boundaries": None if cut_by_entropy(step) else pack(starts[mask], "u1"),
     }
+
+
+def cut_by_entropy(step: Step) -> bool:
+    """Whether the saved segments are those of the entropy rule, which the browser knows; segments
+    of any other rule are sent as they are."""
+    rollouts, config = step.rollouts, step.config
+    mask = rollouts.loss_mask(config.mask_truncated_completions)
+    boundaries = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
+    ids = segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
+    return np.array_equal(ids, step.credit.segment_ids)

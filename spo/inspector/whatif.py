@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from spo.advantages import Credit, assign_credit
+from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.inspector.reading import Step
+from spo.inspector.bounded import is_number
+from spo.inspector.step import Step
 from spo.inspector.views import group_rows, pack
+from spo.rollouts import Credit
 
 MODES = ("spo", "ppo", "grpo")
 SETTINGS = ("entropy_percentile", "gamma", "lam", "advantage_level", "normalize_advantages")
@@ -46,10 +48,9 @@ def what_if(step: Step, settings: dict[str, Any]) -> Credit:
 def _config_with(config: SPOConfig, changes: dict[str, Any]) -> SPOConfig:
     for key, value in changes.items():
         expected = type(getattr(config, key))
-        if expected is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, expected):
-            raise ValueError(f"{key}={value!r} is not a {expected.__name__}.")
+        fits = is_number(value) if expected is float else type(value) is expected
+        if not fits:
+            raise ValueError(f"{key}={str(value)[:40]} is not a {expected.__name__}.")
     return dataclasses.replace(config, **changes)
 
 
@@ -92,6 +93,27 @@ def check_saved(step: Step) -> dict[str, Any]:
         "row": row,
         "token": token,
         "segments_moved": int(moved.sum()),
+    }
+
+
+def badge(check: dict[str, Any], num_generations: int) -> dict[str, Any]:
+    """The check in a word, in a sentence, and the place where the numbers differ most."""
+    if check["state"] == "verified":
+        words = "The saved advantages are those of assign_credit under the saved configuration"
+        return {"text": "✓ verified", "title": words}
+    if check["state"] == "impossible":
+        return {"text": "not verifiable", "title": check["reason"]}
+    size = check["max_difference"]
+    group, completion = divmod(check["row"], num_generations)
+    title = (
+        f"{check['column']} differ most at prompt {group + 1}, completion {completion + 1}, token "
+        f"{check['token'] + 1}; {check['segments_moved']} tokens lie in other segments. "
+        "Click to go there."
+    )
+    return {
+        "text": "differs" if size is None else f"differs by {size:.3g}",
+        "title": title,
+        "place": {"prompt": group, "completion": completion, "token": check["token"]},
     }
 
 

@@ -21,7 +21,7 @@ from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError, RunFolderError, SaveError
 from spo.rewards.calling import RewardError
 from spo.rollouts import Credit, Rollouts, save_rollouts
-from spo.run import checkpoint, folder, identity, saving
+from spo.run import checkpoint, folder, identity, index, saving
 from spo.run.callbacks import Callbacks
 from spo.run.reporter import Reporter
 from spo.run.signals import Signals, agree
@@ -186,6 +186,7 @@ class Run:
             path = self.output_dir / "rollouts" / f"step-{rollouts.step:06d}.parquet"
             with self._writing("rollouts"):
                 save_rollouts(rollouts, path, credit, self.args, self.name)
+                index.append(rollouts, credit, path.parent)
 
     def save_checkpoint(self, step: int, weights: dict[str, torch.Tensor]) -> Path:
         """Whole or not at all; what went wrong is said with what is safe."""

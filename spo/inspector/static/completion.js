@@ -1,38 +1,35 @@
-// One completion as text: a span per token, built once; afterwards only class names change.
-// Each line of text is one block that the browser skips while it is out of sight.
+// One completion as text: a span per token, built once; afterwards only class names change. Each
+// line of text is one block that the browser skips while it is out of sight.
 
 import { tokenText } from "./data.js";
+import { h, visible } from "./dom.js";
 import { colourClass } from "./scale.js";
 
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
 const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200d\u2060\ufeff]/;
 
 // A token's look as one integer, so that a repaint compares numbers and touches what changed.
-const SAVED_START = 16;
-const NEW_START = 32;
-const FLIPPED = 64;
-
+const [SAVED_START, NEW_START, FLIPPED] = [16, 32, 64];
 const REST = 150; // ms without a new setting until lines out of sight are painted, too
 
 export class CompletionText {
   /** @param shared how many leading tokens all completions of the group have in common */
-  constructor(completion, shared, fork) {
+  constructor(completion, shared) {
     this.completion = completion;
     this.spans = [];
     this.looks = new Int16Array(completion.length).fill(-1);
     this.kinds = [];
     this.lines = [];
-    this.element = document.createElement("div");
-    this.element.className = "text";
-    this.element.dir = "auto";
-    this.build(shared, fork);
+    this.element = h("div", { class: "text", dir: "auto" });
+    this.build(shared);
     this.lookup = new Map(this.spans.map((span, at) => [span, at]));
     if (this.spans.length) this.spans[0].tabIndex = 0;
   }
 
-  build(shared, fork) {
+  build(shared) {
+    const { length, parts, fork } = this.completion;
     let line = null;
-    for (let at = 0; at < this.completion.length; at++) {
+    for (let at = 0; at < length; at++) {
       line ??= this.addLine(at);
       const text = tokenText(this.completion, at);
       const span = document.createElement("span");
@@ -41,7 +38,9 @@ export class CompletionText {
       line.stop = at + 1;
       this.spans.push(span);
       const place = (at < shared ? " shared" : "") + (at === fork ? " fork" : "");
-      this.kinds.push(tokenKind(text) + place);
+      const part = Object.hasOwn(parts, at) && parts[at];
+      if (part) span.dataset.part = `${part[0]}/${part[1]}`;
+      this.kinds.push((part ? "t part" : tokenKind(text)) + place);
       if (text.endsWith("\n")) line = null;
     }
     const rest = this.completion.text.slice(this.completion.ends.at(-1) ?? 0);
@@ -49,23 +48,17 @@ export class CompletionText {
   }
 
   addLine(start) {
-    const element = document.createElement("div");
-    element.className = "line";
+    const element = h("div", { class: "line" });
     this.element.append(element);
     const line = { element, start, stop: start, skipped: false };
-    element.addEventListener("contentvisibilityautostatechange", (event) => {
-      line.skipped = event.skipped;
-    });
+    element.oncontentvisibilityautostatechange = (event) => (line.skipped = event.skipped);
     this.lines.push(line);
     return line;
   }
 
-  /**
-   * Colours by `numbers` and draws the boundaries of `credit`; with `reference` also how they and
-   * the signs of the advantages differ from it. Lines in sight change at once, the others when
-   * the settings rest.
-   */
-  paint(numbers, scale, credit, reference = credit) {
+  /** Colours by `numbers`, draws the boundaries of `credit` and how they and the signs differ from
+   * `reference`. Lines in sight change at once, the others when the settings rest. */
+  paint(numbers, scale, credit, reference) {
     const look = (at) => lookOf(at, numbers, scale, credit, reference);
     clearTimeout(this.resting);
     for (const line of this.lines) if (!line.skipped) this.paintLine(line, look);
@@ -99,6 +92,15 @@ export class CompletionText {
   }
 }
 
+/** A token's text for a label. */
+export function tokenTitle(completion, at) {
+  if (Object.hasOwn(completion.parts, at)) {
+    const [number, of, char] = completion.parts[at];
+    return `part ${number} of ${of} of “${char}”`;
+  }
+  return visible(tokenText(completion, at)) || "(no text)";
+}
+
 function lookOf(at, numbers, scale, credit, reference) {
   let look = colourClass(numbers ? numbers[at] : NaN, scale);
   if (at && reference.segmentIds[at] !== reference.segmentIds[at - 1]) look |= SAVED_START;
@@ -109,38 +111,12 @@ function lookOf(at, numbers, scale, credit, reference) {
 
 function tokenKind(text) {
   if (text === "") return "t empty";
-  let kind = "t";
-  if (text.endsWith("\n")) kind += " newline";
-  if (BIDI.test(text)) kind += " bidi";
-  else if (CONTROL.test(text)) kind += " control";
-  return kind;
+  const hidden = BIDI.test(text) ? " bidi" : CONTROL.test(text) ? " control" : "";
+  return `t${text.endsWith("\n") ? " newline" : ""}${hidden}`;
 }
 
 function className(look, kind) {
-  const saved = look & SAVED_START;
-  const now = look & NEW_START;
-  let name = `${kind} c${look & 15}`;
-  if (saved && now) name += " cut";
-  else if (now) name += " split";
-  else if (saved) name += " merged";
-  return look & FLIPPED ? `${name} flip` : name;
-}
-
-/** How many leading tokens all completions share, and where each leaves its closest neighbour. */
-export function forks(completions) {
-  const lengths = completions.map((a) =>
-    completions.filter((b) => b !== a).map((b) => commonPrefix(a.token_ids, b.token_ids)),
-  );
-  const all = lengths.flat();
-  return {
-    shared: all.length ? Math.min(...all) : 0,
-    forkOf: lengths.map((others) => (others.length ? Math.max(...others) : -1)),
-  };
-}
-
-function commonPrefix(a, b) {
-  const stop = Math.min(a.length, b.length);
-  let at = 0;
-  while (at < stop && a[at] === b[at]) at++;
-  return at;
+  const [saved, now] = [look & SAVED_START, look & NEW_START];
+  const start = saved && now ? " cut" : now ? " split" : saved ? " merged" : "";
+  return `${kind} c${look & 15}${start}${look & FLIPPED ? " flip" : ""}`;
 }

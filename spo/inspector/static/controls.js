@@ -1,119 +1,67 @@
 // "What if": sliders and switches for the credit settings, and what changed against training.
-
 import { h, show } from "./dom.js";
 
 // Most of the interesting entropy_percentiles are small: the slider moves their square root.
-const SLIDERS = {
-  entropy_percentile: {
-    label: "entropy_percentile",
-    toSlider: Math.sqrt,
-    fromSlider: (x) => x * x,
-  },
-  gamma: { label: "γ", toSlider: (x) => x, fromSlider: (x) => x },
-  lam: { label: "λ", toSlider: (x) => x, fromSlider: (x) => x },
-};
-const MODES = {
-  spo: ["SPO", "Segment GAE, cut at entropy_percentile"],
-  ppo: ["PPO", "Token GAE: every token is a segment"],
-  grpo: ["GRPO", "Group-relative reward on every token, no critic"],
-};
+const toSlider = (name, x) => (name === "entropy_percentile" ? Math.sqrt(x) : x);
+const fromSlider = (name, x) => (name === "entropy_percentile" ? x * x : x);
 
 export class Controls {
-  /** @param onChange called with the changed settings, or {mode} */
-  constructor(onChange) {
-    this.sliders = {};
-    this.onChange = onChange;
-    const rows = Object.keys(SLIDERS).map((name) => this.sliderRow(name));
-    this.modes = this.choice("mode", MODES);
-    this.level = this.choice("advantage_level", { segment: ["segment", ""], token: ["token", ""] });
-    this.normalise = h("input", {
-      type: "checkbox",
-      id: "spo-normalise",
-      onchange: () => onChange({ normalize_advantages: this.normalise.checked }),
-    });
-    this.reset = h(
-      "button",
-      { class: "reset", onclick: () => onChange(null) },
-      "Reset to training",
-    );
-    this.status = h("p", { class: "status", role: "status" });
-    this.element = h(
-      "section",
-      { class: "controls", "aria-label": "What if" },
-      h("div", { class: "row" }, h("span", { class: "caption" }, "What if"), rows),
-      h(
-        "div",
-        { class: "row" },
-        this.modes.element,
-        h("span", { class: "caption" }, "advantage per"),
-        this.level.element,
-        h("label", { for: "spo-normalise" }, this.normalise, " normalise"),
-        this.reset,
-      ),
-      this.status,
-    );
+  /** @param onChange called with the changed settings, {mode}, or null to return to training */
+  constructor(element, onChange) {
+    Object.assign(this, { element, onChange, sliders: {} });
+    for (const row of element.querySelectorAll("[data-setting]")) this.connect(row);
+    const find = (selector) => element.querySelector(selector);
+    this.normalise = find(".normalise");
+    this.normalise.onchange = () => onChange({ normalize_advantages: this.normalise.checked });
+    this.reset = find(".reset");
+    this.reset.onclick = () => onChange(null);
+    [this.line, this.status] = [find(".settings"), find(".status")];
   }
 
-  sliderRow(name) {
-    const { label, toSlider, fromSlider } = SLIDERS[name];
-    const id = `spo-${name}`;
-    const slider = h("input", { type: "range", min: 0, max: 1, step: 0.001, "aria-label": label });
-    const field = h("input", { type: "number", id, min: 0, max: 1, step: "any" });
-    slider.addEventListener("input", () => {
-      const value = Number(fromSlider(Number(slider.value)).toFixed(4));
-      field.value = value;
-      this.onChange({ [name]: value });
-    });
-    field.addEventListener("input", () => {
+  connect(row) {
+    const name = row.dataset.setting;
+    const [slider, field] = row.querySelectorAll("input");
+    slider.oninput = () => {
+      field.value = Number(fromSlider(name, Number(slider.value)).toFixed(4));
+      this.onChange({ [name]: Number(field.value) });
+    };
+    field.oninput = () => {
       const value = Number(field.value);
       if (field.value === "" || !(value >= 0 && value <= 1)) return;
-      slider.value = toSlider(value);
+      slider.value = toSlider(name, value);
       this.onChange({ [name]: value });
-    });
-    this.sliders[name] = { slider, field, toSlider };
-    return h("div", { class: "slider" }, h("label", { for: id }, label), slider, field);
+    };
+    this.sliders[name] = { slider, field };
   }
 
-  /** A row of buttons of which one is pressed. */
-  choice(name, options) {
-    const buttons = {};
-    for (const [value, [label, title]] of Object.entries(options)) {
-      buttons[value] = h(
-        "button",
-        { title, onclick: () => this.onChange({ [name]: value }) },
-        label,
-      );
-    }
-    return { buttons, element: h("div", { class: "choice" }, Object.values(buttons)) };
-  }
-
-  /** Shows settings; `can` says what the step allows: {critic, recompute}. */
+  /** Shows settings; `can` says what the step allows: {critic, recompute, cut}. */
   set(mode, settings, changed, can) {
     this.element.hidden = !can.recompute;
     if (!can.recompute) return;
-    for (const [name, { slider, field, toSlider }] of Object.entries(this.sliders)) {
-      const shown = { ppo: 1, grpo: 0 }[mode];
-      const value = name === "entropy_percentile" && shown !== undefined ? shown : settings[name];
-      if (document.activeElement !== field) field.value = value;
-      if (document.activeElement !== slider) slider.value = toSlider(value);
-      const fixed = name === "entropy_percentile" ? mode !== "spo" : mode === "grpo" || !can.critic;
-      slider.disabled = field.disabled = fixed;
+    if (changed) this.element.open = true;
+    const fixed = !can.critic || mode === "grpo";
+    for (const [name, { slider, field }] of Object.entries(this.sliders)) {
+      const isCut = name === "entropy_percentile";
+      const shown = (isCut ? { ppo: 1, grpo: 0 }[mode] : undefined) ?? settings[name];
+      if (document.activeElement !== field) field.value = shown;
+      if (document.activeElement !== slider) slider.value = toSlider(name, shown);
+      slider.disabled = field.disabled = isCut ? mode !== "spo" || !can.cut : fixed;
     }
-    for (const [value, button] of Object.entries(this.modes.buttons)) {
-      button.setAttribute("aria-pressed", String(value === mode));
-      button.disabled = value === "ppo" && !can.critic;
-    }
-    for (const [value, button] of Object.entries(this.level.buttons)) {
-      button.setAttribute("aria-pressed", String(value === settings.advantage_level));
-      button.disabled = !can.critic || mode === "grpo";
-    }
+    press(this.element, "mode", mode, (value) => value === "ppo" && !can.critic);
+    press(this.element, "advantage_level", settings.advantage_level, () => fixed);
     this.normalise.checked = settings.normalize_advantages;
-    this.normalise.disabled = !can.critic || mode === "grpo";
+    this.normalise.disabled = fixed;
     this.reset.disabled = !changed;
+    const [p, gamma, lam] = Object.keys(this.sliders).map((name) => show(settings[name]));
+    this.line.textContent = `${mode.toUpperCase()} · p ${p} · γ ${gamma} · λ ${lam}`;
   }
+}
 
-  say(...nodes) {
-    this.status.replaceChildren(...nodes);
+/** Presses one button of a choice. */
+export function press(root, choice, current, disabled) {
+  for (const button of root.querySelectorAll(`[data-choice=${choice}] button`)) {
+    button.setAttribute("aria-pressed", String(button.value === current));
+    button.disabled = disabled(button.value);
   }
 }
 

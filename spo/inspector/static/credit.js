@@ -1,16 +1,13 @@
-// A small twin of spo.advantages.assign_credit, for an answer within one frame.
-// The Python function stays the authority: the page asks it once a slider rests, and
-// tests/test_inspector_twin.py holds both equal on random cases.
-//
+// A small twin of spo.advantages.assign_credit, for an answer within one frame. The Python function
+// stays the authority: the page asks it once a slider rests, and a test holds both equal.
 // A step is flat here: N tokens, completion after completion, without padding.
-// Comparisons and products that numpy makes in float32 go through Math.fround.
 
 const MIN_BOUNDARY_ENTROPY = Math.fround(1e-6);
 const MIN_STD = 1e-6;
 
 /** Server answer (typed arrays already) -> what assignCredit reads. */
 export function prepareStep(inputs) {
-  const { lengths, inLoss, entropies, values, numGenerations, k1 } = inputs;
+  const { lengths, inLoss, entropies, values, numGenerations } = inputs;
   const offsets = new Int32Array(lengths.length + 1);
   lengths.forEach((length, row) => (offsets[row + 1] = offsets[row] + length));
   const rewards = new Float32Array(entropies.length);
@@ -18,26 +15,27 @@ export function prepareStep(inputs) {
   const mask = new Uint8Array(entropies.length);
   lengths.forEach((_, row) => mask.fill(inLoss[row], offsets[row], offsets[row + 1]));
   const sorted = entropies.filter((_, at) => mask[at]).sort(); // typed arrays sort by number
-  return { lengths, offsets, inLoss, mask, entropies, sorted, values, rewards, k1, numGenerations };
+  const { boundaries } = inputs; // of a rule other than entropy: they stay as they are
+  const step = { lengths, offsets, inLoss, mask, entropies, sorted, values, rewards };
+  return { ...step, numGenerations, boundaries };
 }
 
 /** Python's round(): halves go to the even neighbour. */
-export function roundHalfEven(x) {
+function roundHalfEven(x) {
   const floor = Math.floor(x);
   if (x - floor !== 0.5) return Math.round(x);
   return floor % 2 === 0 ? floor : floor + 1;
 }
 
-/**
- * Segments and advantages of a whole step under `config` (names as in SPOConfig, plus `mode`:
- * "spo", "ppo" = every token a segment, "grpo" = no critic and no cut).
- */
+/** Segments and advantages of a whole step under `config` (names as in SPOConfig, plus `mode`:
+ * "spo", "ppo" = every token a segment, "grpo" = no critic and no cut). */
 export function assignCredit(step, config) {
   const p = { spo: config.entropy_percentile, ppo: 1, grpo: 0 }[config.mode];
   const values = config.mode === "grpo" ? null : step.values;
-  const { boundaries, cut } = findBoundaries(step, p);
+  const kept = config.mode === "spo" && step.boundaries;
+  const { boundaries, cut } = kept ? { boundaries: kept, cut: null } : findBoundaries(step, p);
   const segmentIds = numberSegments(step, boundaries);
-  const rewards = config.kl_in_reward ? rewardsMinusKl(step, config.beta) : step.rewards;
+  const { rewards } = step;
   if (!values) {
     const advantages = groupAdvantages(step, rewards, config.scale_rewards);
     return { segmentIds, boundaries, cut, advantages, raw: advantages, mean: 0, std: 1 };
@@ -84,11 +82,6 @@ function numberSegments({ offsets }, boundaries) {
     }
   }
   return ids;
-}
-
-function rewardsMinusKl({ rewards, k1, mask }, beta) {
-  const factor = Math.fround(beta);
-  return rewards.map((r, at) => (mask[at] ? r - Math.fround(factor * k1[at]) : 0));
 }
 
 /** δ_t = r_t + g V_{t+1} − V_t and A_t = δ_t + g l A_{t+1}, backwards over each completion. */
@@ -168,48 +161,35 @@ function moments(numbers) {
 /** Mean and std over the tokens of the loss; 0 and 1 where scaling would blow up noise. */
 function statistics(numbers, { mask, sorted }) {
   const count = sorted.length;
-  let sum = 0;
+  let [sum, squares] = [0, 0];
   for (let at = 0; at < numbers.length; at++) if (mask[at]) sum += numbers[at];
   const mean = sum / count;
-  let squares = 0;
   for (let at = 0; at < numbers.length; at++) if (mask[at]) squares += (numbers[at] - mean) ** 2;
   const std = Math.sqrt(squares / count);
   return count < 2 || std < MIN_STD ? { mean: 0, std: 1 } : { mean, std };
 }
 
-/**
- * The parts of every segment's advantage in one completion:
- * δ_k = R_k + γ V_{k+1} − V_k and A_k = δ_k + carried, carried = γ λ A_{k+1}.
- */
+/** The parts of every segment's advantage in one completion:
+ * δ_k = R_k + γ V_{k+1} − V_k and A_k = δ_k + carried, carried = γ λ A_{k+1}. */
 export function decompose(step, credit, config, row) {
   const { offsets } = step;
-  const rewards = config.kl_in_reward ? rewardsMinusKl(step, config.beta) : step.rewards;
+  const { rewards } = step;
   const ids = credit.segmentIds;
   const kind = config.advantage_level === "token" ? "start" : config.segment_value;
   const values = segmentValues(step, step.values, ids, kind);
   const parts = [];
-  let carried = 0;
-  let nextValue = 0;
+  let [carried, nextValue, reward] = [0, 0, 0];
   let stop = offsets[row + 1];
-  let reward = 0;
   for (let at = stop - 1; at >= offsets[row]; at--) {
     reward += rewards[at];
     if (at > offsets[row] && ids[at - 1] === ids[at]) continue;
     const gammaNext = config.gamma * nextValue;
     const delta = reward + gammaNext - values[at];
-    const start = at - offsets[row];
     const raw = delta + carried;
-    parts.push({
-      start,
-      stop: stop - offsets[row],
-      reward,
-      gammaNext,
-      value: values[at],
-      delta,
-      carried,
-      raw,
-      advantage: (raw - credit.mean) / credit.std,
-    });
+    const stopAt = stop - offsets[row];
+    const sums = { reward, gammaNext, value: values[at], delta, carried, raw };
+    const advantage = (raw - credit.mean) / credit.std;
+    parts.push({ start: at - offsets[row], stop: stopAt, ...sums, advantage });
     carried = config.gamma * config.lam * raw;
     nextValue = values[at];
     stop = at;

@@ -1,5 +1,4 @@
-// Server answers -> typed arrays. Numbers per token arrive as base64 of little-endian float32
-// or int32, the tokens of all completions one after the other.
+// Server answers -> typed arrays. Numbers of the tokens of all completions arrive as base64.
 
 /** Calls a server function; a refusal becomes an Error with its sentence. */
 export async function ask(server, name, query = {}) {
@@ -28,35 +27,27 @@ export function unpackInputs(answer) {
     values: unpack(answer.values),
     rewardPositions: unpack(answer.reward_positions, Int32Array),
     rewardValues: unpack(answer.reward_values),
-    k1: unpack(answer.k1),
+    boundaries: unpack(answer.boundaries, Uint8Array),
   };
 }
 
-const TOKEN_ARRAYS = {
-  entropies: Float32Array,
-  logprobs: Float32Array,
-  logprobs_ref: Float32Array,
-  values: Float32Array,
-  token_rewards: Float32Array,
-  token_ids: Int32Array,
-  segment_ids: Int32Array,
-  advantages: Float32Array,
-  returns: Float32Array,
-};
+const FLOATS = ["entropies", "logprobs", "logprobs_ref", "values", "token_rewards"];
+FLOATS.push("advantages", "returns");
+const INTEGERS = ["token_ids", "segment_ids"];
 
 /** get_group -> its completions, each with its own slices of the token arrays. */
 export function unpackGroup(answer) {
   const arrays = {};
-  for (const [name, Kind] of Object.entries(TOKEN_ARRAYS))
-    arrays[name] = unpack(answer[name], Kind);
+  for (const name of FLOATS) arrays[name] = unpack(answer[name]);
+  for (const name of INTEGERS) arrays[name] = unpack(answer[name], Int32Array);
   const hasTokens = answer.has_tokens;
   let offset = 0;
-  const completions = answer.completions.map((plain) => {
+  const completions = answer.completions.map((plain, index) => {
     const stop = offset + plain.length;
     const completion = { ...plain, ends: unpack(plain.ends, Int32Array), hasTokens };
-    for (const name of Object.keys(TOKEN_ARRAYS)) {
+    completion.fork = answer.forks[index];
+    for (const name of [...FLOATS, ...INTEGERS])
       completion[name] = arrays[name] && arrays[name].subarray(offset, stop);
-    }
     completion.saved = { segmentIds: completion.segment_ids, advantages: completion.advantages };
     offset = stop;
     return completion;
@@ -65,11 +56,7 @@ export function unpackGroup(answer) {
 }
 
 /** The text of token `at`; all of them join to exactly completion.text. */
-export function tokenText(completion, at) {
-  return completion.text.slice(at ? completion.ends[at - 1] : 0, completion.ends[at]);
-}
+export const tokenText = ({ text, ends }, at) => text.slice(at ? ends[at - 1] : 0, ends[at]);
 
 /** Whether token `at` is the first one of its segment. */
-export function startsSegment(segmentIds, at) {
-  return at === 0 || segmentIds[at] !== segmentIds[at - 1];
-}
+export const startsSegment = (ids, at) => at === 0 || ids[at] !== ids[at - 1];

@@ -1,14 +1,13 @@
-// Every number of one token and its segment: as a tooltip, as a panel, and as a sentence that is
-// read aloud. The panel also shows where the segment's advantage comes from.
+// Every number of one token and its segment, and where the segment's advantage comes from.
 
-import { startsSegment, tokenText } from "./data.js";
+import { tokenTitle } from "./completion.js";
+import { startsSegment } from "./data.js";
 import { h, show, signed, svg, visible } from "./dom.js";
 import { colourClass } from "./scale.js";
 
 /** First token and end of the segment that token `at` is in. */
 export function segmentSpan(segmentIds, at) {
-  let start = at;
-  let stop = at + 1;
+  let [start, stop] = [at, at + 1];
   while (start > 0 && segmentIds[start - 1] === segmentIds[at]) start--;
   while (stop < segmentIds.length && segmentIds[stop] === segmentIds[at]) stop++;
   return { start, stop };
@@ -18,16 +17,15 @@ export function segmentSpan(segmentIds, at) {
 export function tokenFacts(completion, credit, at, cut) {
   const { saved } = completion;
   const { start, stop } = segmentSpan(credit.segmentIds, at);
-  const facts = [["token", `${at + 1} of ${completion.length} · id ${completion.token_ids[at]}`]];
-  const entropy = completion.entropies[at];
   const boundary = at > 0 && startsSegment(credit.segmentIds, at) && cut !== null;
   const relation = boundary ? ` ≥ cut ${show(cut)} → starts a segment` : "";
-  facts.push(["entropy", `H = ${show(entropy)}${relation}`]);
-  facts.push(["log-prob", show(completion.logprobs[at])]);
-  if (completion.logprobs_ref) {
-    const gap = completion.logprobs[at] - completion.logprobs_ref[at];
-    facts.push(["minus reference", signed(gap)]);
-  }
+  const facts = [
+    ["token", `${at + 1} of ${completion.length} · id ${completion.token_ids[at]}`],
+    ["entropy", `H = ${show(completion.entropies[at])}${relation}`],
+    ["log-prob", show(completion.logprobs[at])],
+  ];
+  const gap = completion.logprobs_ref && completion.logprobs[at] - completion.logprobs_ref[at];
+  if (completion.logprobs_ref) facts.push(["minus reference", signed(gap)]);
   if (completion.values) facts.push(["value V", show(completion.values[at])]);
   if (completion.token_rewards[at]) facts.push(["reward", signed(completion.token_rewards[at])]);
   if (completion.returns) facts.push(["return", show(completion.returns[at])]);
@@ -37,70 +35,41 @@ export function tokenFacts(completion, credit, at, cut) {
   return facts;
 }
 
-/** One shared node for all tokens. */
-export class Tooltip {
-  constructor() {
-    this.element = h("div", { class: "tooltip", role: "tooltip", hidden: true });
-  }
-
-  show(span, title, facts) {
-    this.element.replaceChildren(h("b", {}, title), factList(facts));
-    this.element.hidden = false;
-    const box = span.getBoundingClientRect();
-    const own = this.element.getBoundingClientRect();
-    const left = Math.max(8, Math.min(box.left, window.innerWidth - own.width - 8));
-    const above = box.top - own.height - 6;
-    this.element.style.left = `${left}px`;
-    this.element.style.top = `${above > 8 ? above : box.bottom + 6}px`;
-  }
-
-  hide() {
-    this.element.hidden = true;
-  }
-}
-
 function factList(facts) {
-  return h(
-    "dl",
-    {},
-    facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
-  );
+  return h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
 
 /** What a screen reader says when a token gets the focus. */
 export function spoken(completion, credit, at, cut) {
-  const facts = tokenFacts(completion, credit, at, cut);
-  const text = visible(tokenText(completion, at)) || "empty token";
-  return `“${text}”. ${facts.map(([name, value]) => `${name} ${value}`).join(", ")}.`;
+  const facts = tokenFacts(completion, credit, at, cut).map((pair) => pair.join(" "));
+  return `“${tokenTitle(completion, at)}”. ${facts.join(", ")}.`;
 }
 
 /** The panel for the focused token. `parts` are the segments of decompose(), null without. */
 export function detailPanel(completion, credit, at, cut, parts, onPick) {
   const title = `Completion ${completion.completion + 1}`;
-  if (at < 0) {
-    return [h("h3", {}, title), h("p", { class: "hint" }, "Point at a token, or press → to walk.")];
-  }
-  const text = visible(tokenText(completion, at));
+  const hint = "Point at a token, or press → to walk.";
+  if (at < 0) return [h("h3", {}, title), h("p", { class: "hint" }, hint)];
   const nodes = [
     h("h3", {}, `${title} · token ${at + 1}`),
-    h("p", { class: "token-text" }, text || "(no text)"),
+    h("p", { class: "token-text" }, tokenTitle(completion, at)),
     factList(tokenFacts(completion, credit, at, cut).slice(1)),
   ];
-  if (parts) {
-    const index = parts.findIndex((part) => at < part.stop);
-    nodes.push(h("h3", {}, `Where segment ${index + 1}'s advantage comes from`));
-    const part = parts[index];
-    const normalised = `normalised over the step: ${signed(part.advantage)}`;
-    nodes.push(
-      waterfall(part),
-      part.advantage === part.raw ? "" : h("p", { class: "hint" }, normalised),
-    );
-    nodes.push(segmentTable(completion, parts, index, onPick));
-  }
-  return nodes;
+  if (!parts) return nodes;
+  const index = parts.findIndex((part) => at < part.stop);
+  const part = parts[index];
+  const used = `normalised over the step, as the loss used it: ${signed(part.advantage)}`;
+  const isRaw = part.advantage === part.raw;
+  return [
+    ...nodes,
+    h("h3", {}, `Where segment ${index + 1}'s advantage comes from`),
+    waterfall(part),
+    isRaw ? "" : h("p", { class: "hint" }, used),
+    segmentTable(completion, parts, index, isRaw, onPick),
+  ];
 }
 
-/** R_k, then + γV_{k+1} − V_k = δ_k, then + carried = A_k, as bars that start where the last ended. */
+/** R_k + γV_{k+1} − V_k = δ_k, + carried = A_k, as bars that start where the last one ended. */
 function waterfall(part) {
   const bars = [
     ["R", 0, part.reward],
@@ -108,27 +77,23 @@ function waterfall(part) {
     ["− V", part.reward + part.gammaNext, part.delta],
     ["= δ", 0, part.delta, true],
     ["+ carried γλA", part.delta, part.raw],
-    ["= A", 0, part.raw, true],
+    ["= A raw", 0, part.raw, true],
   ];
   const ends = bars.flatMap(([, from, to]) => [from, to]);
   const low = Math.min(...ends);
   const width = Math.max(Math.max(...ends) - low, 1e-9);
   const x = (value) => 92 + (132 * (value - low)) / width;
-  const picture = svg("svg", { class: "waterfall", viewBox: "0 0 288 132", role: "img" });
-  picture.append(svg("title", {}, `Advantage of the segment: ${show(part.raw)}`));
-  picture.append(svg("path", { class: "axis", d: `M${x(0)} 2V128` }));
+  const label = `Advantage of the segment, in units of reward: ${show(part.raw)}`;
+  const look = { class: "waterfall", viewBox: "0 0 288 132", role: "img", "aria-label": label };
+  const picture = svg("svg", look, svg("path", { class: "axis", d: `M${x(0)} 2V128` }));
   bars.forEach(([name, from, to, sum], row) => {
     const y = 4 + row * 21;
-    const sign = to - from < 0 ? "negative" : "positive";
+    const left = Math.min(x(from), x(to));
+    const size = Math.max(1, Math.abs(x(to) - x(from)));
+    const kind = `bar ${to - from < 0 ? "negative" : "positive"}${sum ? " sum" : ""}`;
     picture.append(
       svg("text", { x: 0, y: y + 12 }, name),
-      svg("rect", {
-        class: `bar ${sign}${sum ? " sum" : ""}`,
-        x: Math.min(x(from), x(to)),
-        y,
-        height: 16,
-        width: Math.max(1, Math.abs(x(to) - x(from))),
-      }),
+      svg("rect", { class: kind, x: left, y, height: 16, width: size }),
       svg("text", { x: 286, y: y + 12, "text-anchor": "end" }, signed(to - from)),
     );
   });
@@ -137,61 +102,39 @@ function waterfall(part) {
 
 const TABLE_REACH = 40;
 
-/** The segments around one, each a line to click. */
-function segmentTable(completion, parts, index, onPick) {
-  const head = ["#", "text", "R", "γV′−V", "δ", "carried", "A"];
-  const from = Math.max(0, index - TABLE_REACH);
-  const rows = parts.slice(from, index + TABLE_REACH + 1).map((part, i) => {
-    const text = completion.text.slice(
-      part.start ? completion.ends[part.start - 1] : 0,
-      completion.ends[part.stop - 1],
-    );
-    const numbers = [
-      part.reward,
-      part.gammaNext - part.value,
-      part.delta,
-      part.carried,
-      part.advantage,
-    ];
-    return h(
-      "tr",
-      { class: from + i === index ? "current" : "", onclick: () => onPick(part.start) },
-      h("td", {}, `${from + i + 1}`),
-      h("td", { class: "snippet", title: visible(text) }, visible(text.slice(0, 40))),
-      numbers.map((x) => h("td", {}, signed(x, 2))),
-    );
+/** The segments around one, each a line to click; raw numbers are in units of the reward. */
+function segmentTable(completion, parts, index, isRaw, onPick) {
+  const head = ["#", "text", "R", "γV′−V", "δ", "carried", "A", ...(isRaw ? [] : ["A"])];
+  const spans = [h("td", { colspan: 2 }), h("th", { colspan: 5 }, "raw, in units of reward")];
+  const units = h("tr", {}, spans, isRaw ? null : h("th", {}, "normal."));
+  const shown = parts.slice(Math.max(0, index - TABLE_REACH), index + TABLE_REACH + 1);
+  const rows = shown.map((part) => {
+    const { start, stop, reward, gammaNext, value, delta, carried, raw, advantage } = part;
+    const from = start ? completion.ends[start - 1] : 0;
+    const text = visible(completion.text.slice(from, completion.ends[stop - 1]));
+    const numbers = [reward, gammaNext - value, delta, carried, raw, ...(isRaw ? [] : [advantage])];
+    const first = h("td", {}, String(parts.indexOf(part) + 1));
+    const words = h("td", { class: "snippet", title: text }, text.slice(0, 40));
+    const cells = numbers.map((x) => h("td", {}, signed(x, 2)));
+    const kind = part === parts[index] ? "current" : "";
+    return h("tr", { class: kind, onclick: () => onPick(start) }, first, words, cells);
   });
-  return h(
-    "div",
-    { class: "table" },
-    h(
-      "table",
-      { class: "segments" },
-      h(
-        "thead",
-        {},
-        h(
-          "tr",
-          {},
-          head.map((x) => h("th", {}, x)),
-        ),
-      ),
-      h("tbody", {}, rows),
-    ),
-  );
+  const names = h("tr", {}, head.map((x) => h("th", {}, x)));
+  const body = [h("thead", {}, units, names), h("tbody", {}, rows)];
+  const look = { class: "table", tabindex: 0, role: "region", "aria-label": "Segments" };
+  return h("div", look, h("table", { class: "segments" }, body));
 }
 
-/** Seven of the fifteen colours with their numbers. */
-export function legend(label, unit, scale) {
-  const steps =
-    scale.low < 0 && scale.high > 0
-      ? [-1, -0.66, -0.33, 0, 0.33, 0.66, 1]
-      : [0, 0.17, 0.33, 0.5, 0.67, 0.83, 1].map((x) => (scale.low < 0 ? x - 1 : x));
+/** Seven of the fifteen colours with their numbers, and what lies beyond them. */
+export function legend({ label, unit }, scale, percentile) {
+  const isDiverging = scale.low < 0 && scale.high > 0;
+  const ends = isDiverging ? [-1, 1] : scale.low < 0 ? [-1, 0] : [0, 1];
+  const steps = Array.from({ length: 7 }, (_, i) => ends[0] + ((ends[1] - ends[0]) * i) / 6);
   const cells = steps.map((x) => h("i", { class: `c${colourClass(x * scale.reach, scale)}` }));
-  return [
-    h("span", {}, label),
-    h("span", {}, show(steps[0] * scale.reach)),
-    h("span", { class: "cells" }, cells),
-    h("span", {}, `${show(steps.at(-1) * scale.reach)} ${unit}`),
-  ];
+  const [less, more] = scale.beyond ? ["≤ ", "≥ "] : ["", ""];
+  const where = percentile ? ` (ends at the ${percentile}th percentile of the step)` : "";
+  const note = scale.beyond && h("span", {}, `${scale.beyond} tokens beyond${where}`);
+  const end = (x, sign, of = "") => h("span", {}, `${x ? sign : ""}${show(x * scale.reach)}${of}`);
+  const colours = h("span", { class: "cells" }, cells);
+  return [label, end(ends[0], less), colours, end(ends[1], more, ` ${unit}`), note || ""];
 }

@@ -15,13 +15,9 @@ function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) {
-      element.setAttribute(name, value);
-    }
+    else if (value !== false && (value ?? null) !== null) element.setAttribute(name, value);
   }
-  element.append(
-    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined),
-  );
+  element.append(...children.flat(Infinity).filter((child) => (child ?? null) !== null));
   return element;
 }
 
@@ -29,10 +25,8 @@ function fill(element, attributes, children) {
 export function show(x, digits = 3) {
   if (x === null || x === undefined || Number.isNaN(x)) return "–";
   const size = Math.abs(x);
-  const text =
-    size !== 0 && (size < 1e-3 || size >= 1e5)
-      ? x.toExponential(1)
-      : Number(x.toPrecision(digits)).toString();
+  const tiny = size !== 0 && (size < 1e-3 || size >= 1e5);
+  const text = tiny ? x.toExponential(1) : String(Number(x.toPrecision(digits)));
   return text.replace("-", "−");
 }
 
@@ -43,10 +37,8 @@ export function signed(x, digits = 3) {
 
 /** Text with line breaks and control characters made visible, for labels and lists. */
 export function visible(text) {
-  return text
-    .replace(/\n/g, "↵")
-    .replace(/\t/g, "⇥")
-    .replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "�");
+  const lines = text.replace(/\n/g, "↵").replace(/\t/g, "⇥");
+  return lines.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "�");
 }
 
 /** One timer: the last call within `delay` ms wins. */

@@ -1,19 +1,19 @@
-// The page: what is open, what is shown, and in which order things are asked and drawn.
+// The reader: what is open, what is shown, and in which order things are asked and drawn.
 //
 //   address → run → step (summary, check) → group (texts, arrays) → the step's credit inputs
 //   settings → credit.js → class names, strips, panel; when they rest → Python checks
 
+import { tokenTitle } from "./completion.js";
 import { Controls, changeLine, compareWithTraining } from "./controls.js";
 import { assignCredit, decompose, prepareStep } from "./credit.js";
-import { ask, startsSegment, tokenText, unpack, unpackGroup, unpackInputs } from "./data.js";
-import { Tooltip, detailPanel, legend, spoken, tokenFacts } from "./detail.js";
-import { debounce, h, show, visible } from "./dom.js";
+import { ask, startsSegment, unpack, unpackGroup, unpackInputs } from "./data.js";
+import { detailPanel, legend, spoken, tokenFacts } from "./detail.js";
+import { debounce, show } from "./dom.js";
 import { Frame } from "./frame.js";
 import { listen } from "./keyboard.js";
 import { Reader } from "./reader.js";
-import { COLOURS } from "./scale.js";
-import { DEFAULTS, readAddress, writeAddress } from "./state.js";
-import { Views } from "./views.js";
+import { colourOf } from "./scale.js";
+import { readAddress, writeAddress } from "./state.js";
 
 export class Page {
   constructor(root, server, { exported = false } = {}) {
@@ -23,17 +23,12 @@ export class Page {
     this.changes = settings; // only what differs from training
     this.credits = {}; // mode -> credit of the whole step, made on demand
     this.verdict = { state: "", text: "" };
-    this.controls = new Controls((change) => this.change(change));
-    this.tooltip = new Tooltip();
-    this.frame = new Frame(this);
-    this.views = new Views(this);
-    this.help = this.frame.help;
-    root.replaceChildren(this.frame.element, this.tooltip.element);
+    this.frame = new Frame(this, root);
+    this.controls = new Controls(this.frame.controls, (change) => this.change(change));
     listen(root, this);
     this.checkSoon = debounce(350, () => this.check());
     this.remember = debounce(100, () => this.writeAddress()); // 25 ms each: not once per frame
     addEventListener("hashchange", () => this.followAddress());
-    addEventListener("scroll", () => this.tooltip.hide(), { passive: true });
   }
 
   /** Runs `action`; an error becomes a note on the page, and the answer null. */
@@ -46,54 +41,32 @@ export class Page {
     }
   }
 
-  // --- opening -----------------------------------------------------------------------------
-
-  async open() {
-    const answer = await this.attempt(() => ask(this.server, "list_runs"));
-    if (!answer) return;
-    this.frame.setRuns(answer.runs);
-    const known = answer.runs.includes(this.state.run);
-    await this.openRun(known ? this.state.run : answer.runs.at(-1));
-  }
-
-  async openRun(run) {
-    this.state.run = run;
-    const query = { run };
-    const [steps, curves] = await Promise.all([
-      this.attempt(() => ask(this.server, "list_steps", query)),
-      this.attempt(() => ask(this.server, "get_curves", query)),
-    ]);
-    this.curves = curves?.curves ?? {};
-    this.frame.setRun(run);
+  /** The run of the address, or the newest. */
+  async openRun(run = this.state.run) {
+    const steps = await this.attempt(() => ask(this.server, "list_steps", { run }));
     if (!steps) return;
-    this.setSteps(steps);
+    [this.state.run, this.steps] = [steps.run, steps.steps];
+    this.frame.setSteps(steps);
     if (!this.steps.length) return this.frame.note("This run has no readable step.");
     const known = this.steps.includes(this.state.step);
     await this.openStep(known ? this.state.step : this.steps.at(-1));
-  }
-
-  setSteps({ steps, skipped }) {
-    this.steps = steps;
-    const names = Object.entries(skipped).map(([name, reason]) => `${visible(name)} (${reason})`);
-    this.frame.setSteps(steps, names.length ? `Skipped: ${names.join(", ")}.` : "");
   }
 
   /** A later call overtakes an earlier one, whose answers are dropped. */
   async openStep(step) {
     const request = (this.stepRequest = (this.stepRequest ?? 0) + 1);
     this.state.step = step;
-    this.frame.busy(true);
+    this.frame.element.setAttribute("aria-busy", "true");
     const summary = await this.attempt(() => ask(this.server, "get_step", this.place));
     if (request !== this.stepRequest) return;
-    this.frame.busy(false);
+    this.frame.element.setAttribute("aria-busy", "false");
     if (!summary) return this.frame.showNothing();
-    this.summary = summary;
-    this.step = null;
-    this.credits = {};
+    Object.assign(this, { summary, step: null, credits: {} });
     this.frame.setStep(step, summary);
-    this.state.prompt = Math.max(0, Math.min(this.state.prompt, summary.groups - 1));
-    if (!this.exported) this.frame.finder.load(0);
     if (!summary.groups) return this.frame.note("This step holds no completions.");
+    // without a place in the address: the group with the widest rewards, its largest |A|
+    if (this.state.prompt < 0) Object.assign(this.state, summary.best);
+    this.state.prompt = Math.min(this.state.prompt, summary.groups - 1);
     await this.openGroup();
     if (request !== this.stepRequest) return;
     if (summary.in_browser && this.recomputable) await this.loadInputs(request);
@@ -102,8 +75,7 @@ export class Page {
   async loadInputs(request) {
     const answer = await this.attempt(() => ask(this.server, "get_credit_inputs", this.place));
     if (!answer || request !== this.stepRequest) return;
-    this.step = prepareStep(unpackInputs(answer));
-    this.credits = {};
+    Object.assign(this, { step: prepareStep(unpackInputs(answer)), credits: {} });
     this.apply();
   }
 
@@ -118,14 +90,9 @@ export class Page {
     this.state.completion = Math.max(0, Math.min(this.state.completion, most));
     const length = this.group.completions[this.state.completion]?.length ?? 0;
     if (this.state.token >= length) this.state.token = -1;
-    this.reader = new Reader(this.group, {
-      point: (index, at, span) => this.point(index, at, span),
-      leave: () => this.tooltip.hide(),
-      pick: (index, at) => this.focus(index, at),
-    });
+    this.reader = new Reader(this.group, this);
     this.frame.setGroup(this.group, this.reader.element);
     this.apply();
-    this.views.show(this.state.tab);
     this.focus(this.state.completion, this.state.token, false);
   }
 
@@ -138,45 +105,53 @@ export class Page {
     return { run: this.state.run, step: this.state.step };
   }
 
-  /** Moves to another step, prompt, completion, token or tab, loading only what changes. */
-  async go(place) {
-    const before = { ...this.state };
-    Object.assign(this.state, place);
+  /** Moves to another step, prompt, completion or token, loading only what changes. */
+  async go(place, record = true) {
+    const { state } = this;
+    const before = { ...state };
+    Object.assign(state, place);
     const moved = (name) => this.state[name] !== before[name];
-    if (moved("run")) await this.openRun(this.state.run);
+    const opened = ["run", "step", "prompt"].some(moved);
+    if (opened && record) history.pushState(null, "", this.addressNow()); // for Back
+    const unknown = moved("step") && !this.steps.includes(this.state.step); // saved since
+    if (moved("run") || unknown) await this.openRun(this.state.run);
     else if (moved("step")) await this.openStep(this.state.step);
     else if (moved("prompt")) await this.openGroup();
-    else if (moved("completion") || moved("token"))
-      this.focus(this.state.completion, this.state.token);
-    if (moved("tab") && this.group) this.views.show(this.state.tab);
+    else if (moved("completion") || moved("token")) this.focus(state.completion, state.token);
     this.remember();
   }
 
-  /** The address was edited by hand, or a link was opened. */
+  /** Back, a link, or an address edited by hand. */
   followAddress() {
-    if (location.hash === this.address) return;
+    if (location.hash === this.address || !this.steps) return;
     const { state, settings } = readAddress(location.hash);
+    if (state.tab && state.tab !== "read") return;
     this.changes = settings;
     this.credits = {};
-    this.go({ ...state, run: state.run || this.state.run }).then(() => this.apply());
+    const place = { ...state, run: state.run || this.state.run };
+    if (place.step < 0) place.step = this.steps.at(-1);
+    const stays = place.run === this.state.run && place.step === this.state.step;
+    if (place.prompt < 0 && stays) Object.assign(place, this.summary?.best);
+    this.go(place, false).then(() => this.group && this.apply());
+  }
+
+  addressNow() {
+    return (this.address = writeAddress(this.state, this.settings, this.summary?.config));
   }
 
   writeAddress() {
-    this.address = writeAddress(this.state, this.settings, this.summary?.config);
-    history.replaceState(null, "", this.address);
-    this.frame.finder?.mark();
+    const { tab } = readAddress(location.hash).state; // another may have been opened meanwhile
+    const isHere = this.root.offsetParent && ["", "read"].includes(tab);
+    if (isHere) history.replaceState(null, "", this.addressNow());
   }
-
-  // --- what if -----------------------------------------------------------------------------
 
   get settings() {
     return { ...this.summary?.config, ...this.changes };
   }
 
   get changed() {
-    const trained = this.summary?.config ?? {};
-    const differs = Object.keys(this.changes).some((name) => this.changes[name] !== trained[name]);
-    return differs || this.state.mode !== "spo";
+    const differs = ([name, value]) => value !== this.summary?.config?.[name];
+    return Object.entries(this.changes).some(differs) || this.state.mode !== "spo";
   }
 
   /** New settings; null returns to training. Drawn once per frame, whatever the event rate. */
@@ -184,33 +159,24 @@ export class Page {
     if (change === null) {
       this.changes = {};
       this.state.mode = "spo";
-    } else if (change.mode) {
-      this.state.mode = change.mode;
-    } else {
-      Object.assign(this.changes, change);
-    }
+    } else if (change.mode) this.state.mode = change.mode;
+    else Object.assign(this.changes, change);
     this.credits = {};
     this.served = null;
-    if (this.scheduled) return;
-    this.scheduled = true;
-    requestAnimationFrame(() => {
-      this.scheduled = false;
-      this.apply();
-    });
+    cancelAnimationFrame(this.scheduled);
+    this.scheduled = requestAnimationFrame(() => this.apply());
   }
 
   /** Credit of the whole step in one mode, under the current settings. */
   stepCredit(mode) {
-    this.credits[mode] ??= assignCredit(this.step, { ...this.settings, mode });
-    return this.credits[mode];
+    return (this.credits[mode] ??= assignCredit(this.step, { ...this.settings, mode }));
   }
 
   /** What one completion shows: training's credit until a setting differs from training's. */
-  creditOf(completion, mode = this.state.mode) {
-    const asTrained = !this.changed && mode === "spo";
-    if (asTrained) return completion.saved;
+  creditOf(completion) {
+    if (!this.changed) return completion.saved;
     if (!this.step) return this.served?.[completion.completion] ?? completion.saved;
-    const { segmentIds, advantages } = this.stepCredit(mode);
+    const { segmentIds, advantages } = this.stepCredit(this.state.mode);
     const { offsets } = this.step;
     const [from, to] = [offsets[completion.row], offsets[completion.row + 1]];
     return { segmentIds: segmentIds.subarray(from, to), advantages: advantages.subarray(from, to) };
@@ -221,95 +187,81 @@ export class Page {
     return this.changed ? (this.servedCut ?? null) : (this.summary?.cut ?? null);
   }
 
+  paint() {
+    const colour = colourOf(this.state.colour);
+    const { scales = {}, percentile } = this.summary;
+    const end = Object.hasOwn(scales, this.state.colour) ? scales[this.state.colour] : 0;
+    const scale = this.reader.paint(colour, (completion) => this.creditOf(completion), end);
+    this.frame.legend.replaceChildren(...legend(colour, scale, end ? percentile : null));
+  }
+
   /** Draws everything that depends on settings or colour. */
   apply() {
     if (!this.reader) return;
-    const colour = COLOURS[this.state.colour] ?? COLOURS.advantage;
-    const scale = this.reader.paint(colour, (completion) => this.creditOf(completion));
-    this.scale = scale;
-    this.frame.legend.replaceChildren(...legend(colour.label, colour.unit, scale));
-    this.frame.setColour(this.state.colour);
-    const can = {
-      critic: this.summary.has_values,
-      recompute: this.recomputable && (!this.exported || this.step !== null),
-    };
+    this.paint();
+    this.frame.setColour(this.state.colour, this.group);
+    const recompute = this.recomputable && (!this.exported || this.step !== null);
+    const cut = !this.step?.boundaries; // the browser knows the entropy rule only
+    const can = { critic: this.summary.has_values, recompute, cut };
     this.controls.set(this.state.mode, this.settings, this.changed, can);
-    this.compare();
+    if (!this.exported) this.verdict = { state: "waiting", text: "…" };
+    this.sayChange();
     this.showDetail();
-    this.views.settingsChanged();
     this.remember();
     if (this.changed && !this.exported) this.checkSoon();
   }
 
-  compare() {
-    if (!this.changed) {
-      this.verdict = { state: "", text: "" };
-      return this.controls.say(h("span", { class: "hint" }, "as trained"));
-    }
+  sayChange() {
+    const { status } = this.controls;
+    if (!this.changed) return status.replaceChildren("as trained");
     const change = compareWithTraining(this.group.completions, (c) => this.creditOf(c));
-    if (!this.exported) this.verdict = { state: "waiting", text: "…" };
-    this.controls.say(...changeLine(change, this.verdict));
-    this.lastChange = change;
+    status.replaceChildren(...changeLine(change, this.verdict));
   }
 
   /** Python's assign_credit on the same settings; without the step in the browser, the answer. */
   async check() {
     if (!this.changed || !this.recomputable) return;
     const request = (this.checkRequest = (this.checkRequest ?? 0) + 1);
-    const settings = { mode: this.state.mode };
-    for (const [name, value] of Object.entries(this.changes)) settings[name] = value;
+    const settings = { ...this.changes, mode: this.state.mode };
     const query = { ...this.place, group: this.group.group, settings };
     const answer = await this.attempt(() => ask(this.server, "recompute", query));
     if (!answer || request !== this.checkRequest || !this.changed) return;
     const ids = unpack(answer.segment_ids, Int32Array);
-    const advantages = unpack(answer.advantages);
-    let offset = 0;
+    const numbers = unpack(answer.advantages);
+    let to = 0;
     const slices = this.group.completions.map(({ length }) => {
-      const from = offset;
-      offset += length;
-      return {
-        segmentIds: ids.subarray(from, offset),
-        advantages: advantages.subarray(from, offset),
-      };
+      const from = to;
+      to += length;
+      return { segmentIds: ids.subarray(from, to), advantages: numbers.subarray(from, to) };
     });
-    if (this.step) return this.compareWithPython(slices);
-    [this.served, this.servedCut] = [slices, answer.cut];
-    const scale = this.reader.paint(COLOURS[this.state.colour], (c) => this.creditOf(c));
-    this.frame.legend.replaceChildren(...legend(COLOURS[this.state.colour].label, "", scale));
-    const change = compareWithTraining(this.group.completions, (c) => this.creditOf(c));
-    this.controls.say(...changeLine(change, { state: "verified", text: "computed by Python" }));
+    if (this.step) this.verdict = this.agreement(slices);
+    else {
+      [this.served, this.servedCut] = [slices, answer.cut];
+      this.verdict = { state: "verified", text: "computed by Python" };
+      this.paint();
+    }
+    this.sayChange();
   }
 
-  compareWithPython(slices) {
-    let worst = 0;
-    let moved = 0;
-    this.group.completions.forEach((completion, index) => {
-      const mine = this.creditOf(completion);
+  agreement(slices) {
+    let [worst, moved] = [0, 0];
+    for (const [index, completion] of this.group.completions.entries()) {
+      const [mine, theirs] = [this.creditOf(completion), slices[index]];
       for (let at = 0; at < completion.length; at++) {
-        const theirs = slices[index].advantages[at];
-        worst = Math.max(
-          worst,
-          Math.abs(mine.advantages[at] - theirs) / Math.max(1, Math.abs(theirs)),
-        );
-        if (mine.segmentIds[at] !== slices[index].segmentIds[at]) moved++;
+        const [a, b] = [mine.advantages[at], theirs.advantages[at]];
+        worst = Math.max(worst, Math.abs(a - b) / Math.max(1, Math.abs(b)));
+        if (mine.segmentIds[at] !== theirs.segmentIds[at]) moved++;
       }
-    });
-    const agrees = worst <= 1e-5 && moved === 0;
-    this.verdict = agrees
-      ? { state: "verified", text: "✓ checked by Python" }
-      : {
-          state: "differs",
-          text: `Python differs: ${show(worst)}, ${moved} tokens in other segments`,
-        };
-    this.controls.say(...changeLine(this.lastChange, this.verdict));
+    }
+    if (worst <= 1e-5 && moved === 0) return { state: "verified", text: "✓ checked by Python" };
+    const text = `Python differs: ${show(worst)}, ${moved} tokens in other segments`;
+    return { state: "differs", text };
   }
-
-  // --- one token ---------------------------------------------------------------------------
 
   point(index, at, span) {
     const completion = this.group.completions[index];
-    const title = visible(tokenText(completion, at)) || "(no text)";
-    this.tooltip.show(span, title, tokenFacts(completion, this.creditOf(completion), at, this.cut));
+    const facts = tokenFacts(completion, this.creditOf(completion), at, this.cut);
+    span.title = [[tokenTitle(completion, at)], ...facts].map((pair) => pair.join(": ")).join("\n");
   }
 
   /** Makes a token the current one; `take` also gives it the keyboard and reads it aloud. */
@@ -319,8 +271,6 @@ export class Page {
     const credit = this.creditOf(completion);
     this.reader.focus(index, at, credit, take);
     this.showDetail();
-    this.tooltip.hide();
-    this.views.settingsChanged();
     if (take && at >= 0) this.frame.live.textContent = spoken(completion, credit, at, this.cut);
     this.remember();
   }
@@ -328,20 +278,15 @@ export class Page {
   showDetail() {
     const completion = this.group.completions[this.state.completion];
     if (!completion?.hasTokens) return this.frame.detail.replaceChildren();
-    const at = Math.min(this.state.token, completion.length - 1);
-    const usable =
-      this.step?.values &&
-      this.state.mode !== "grpo" &&
-      at >= 0 &&
-      this.step.inLoss[completion.row];
-    const parts = usable
-      ? decompose(this.step, this.stepCredit(this.state.mode), this.settings, completion.row)
-      : null;
-    this.frame.detail.replaceChildren(
-      ...detailPanel(completion, this.creditOf(completion), at, this.cut, parts, (token) =>
-        this.focus(this.state.completion, token),
-      ),
-    );
+    const { state, step } = this;
+    const at = Math.min(state.token, completion.length - 1);
+    const usable = step?.values && state.mode !== "grpo" && at >= 0 && step.inLoss[completion.row];
+    const credit = usable && this.stepCredit(state.mode);
+    const parts = usable ? decompose(step, credit, this.settings, completion.row) : null;
+    const pick = (token) => this.focus(this.state.completion, token);
+    const shown = this.creditOf(completion);
+    const panel = detailPanel(completion, shown, at, this.cut, parts, pick);
+    this.frame.detail.replaceChildren(...panel);
   }
 
   setColour(colour) {
@@ -364,19 +309,17 @@ export class Page {
   }
 
   moveCompletion(by) {
-    const to = this.state.completion + by;
-    const completion = this.group.completions[to];
-    if (completion) this.focus(to, Math.min(this.state.token, completion.length - 1));
+    const to = this.group.completions[this.state.completion + by];
+    if (to) this.focus(this.state.completion + by, Math.min(this.state.token, to.length - 1));
   }
 
   movePrompt(by) {
-    const to = this.state.prompt + by;
-    if (to >= 0 && to < this.summary.groups)
-      this.go({ prompt: to, completion: 0, token: DEFAULTS.token });
+    const prompt = this.state.prompt + by;
+    if (prompt >= 0 && prompt < this.summary.groups) this.go({ prompt, completion: 0, token: -1 });
   }
 
   moveStep(by) {
-    const to = this.steps[this.steps.indexOf(this.state.step) + by];
-    if (to !== undefined) this.go({ step: to });
+    const step = this.steps[this.steps.indexOf(this.state.step) + by];
+    if (step !== undefined) this.go({ step });
   }
 }

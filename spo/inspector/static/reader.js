@@ -1,6 +1,6 @@
 // The completions of one prompt side by side: header, strips and text of each.
 
-import { CompletionText, forks } from "./completion.js";
+import { CompletionText } from "./completion.js";
 import { segmentSpan } from "./detail.js";
 import { h, show, signed } from "./dom.js";
 import { makeScale } from "./scale.js";
@@ -9,55 +9,27 @@ import { Strips } from "./strips.js";
 const FOLD_FROM = 8; // shared tokens worth folding away
 
 export class Reader {
-  /** @param on {point, leave, pick}: pointer over a token, pointer gone, token chosen */
-  constructor(group, on, { foldable = true, compare = true } = {}) {
-    this.compare = compare; // mark what differs from training
-    this.cards = [];
+  /** @param on its point() hears of the pointer over a token, its focus() of a choice */
+  constructor(group, on) {
     this.focused = [-1, -1];
-    const { shared, forkOf } = forks(group.completions);
-    const folds = foldable && shared >= FOLD_FROM;
-    group.completions.forEach((completion, index) => {
-      this.cards.push(makeCard(completion, index, folds ? shared : 0, forkOf[index], on));
-    });
-    this.columns = h(
-      "div",
-      { class: "columns" },
-      this.cards.map((card) => card.element),
-    );
-    this.element = h("div", {}, folds ? this.foldButton(shared) : null, this.columns);
+    const folds = group.shared >= FOLD_FROM;
+    const shared = folds ? group.shared : 0;
+    this.cards = group.completions.map((one, index) => makeCard(one, index, shared, on));
+    const look = { class: "columns", tabindex: 0, role: "region", "aria-label": "Completions" };
+    this.columns = h("div", look, this.cards.map((card) => card.element));
+    this.fold = h("input", { type: "checkbox", checked: true });
+    const words = ` ⋯ ${shared} tokens that all completions begin with`;
+    const fold = folds ? h("label", { class: "fold" }, this.fold, words) : null;
+    this.element = h("div", {}, fold, this.columns);
   }
 
-  /** The shared beginning, folded away so that the forks stand side by side. */
-  foldButton(shared) {
-    const button = h("button", { class: "fold", "aria-expanded": "false" });
-    const draw = (folded) => {
-      this.columns.classList.toggle("folded", folded);
-      button.setAttribute("aria-expanded", String(!folded));
-      button.textContent = folded
-        ? `⋯ ${shared} tokens that all completions begin with`
-        : `Fold the ${shared} shared tokens`;
-    };
-    button.addEventListener("click", () => draw(!this.columns.classList.contains("folded")));
-    draw(true);
-    return button;
-  }
-
-  unfold() {
-    if (this.columns.classList.contains("folded")) this.element.querySelector(".fold").click();
-  }
-
-  /** Colours all cards; `creditOf(completion)` is what is shown. Returns the scale used. */
-  paint(colour, creditOf, common = null) {
+  /** Colours all cards by what `creditOf(completion)` shows; returns the scale, up to `end`. */
+  paint(colour, creditOf, end) {
     const credits = this.cards.map((card) => creditOf(card.completion));
     const numbers = this.cards.map((card, i) => colour.of(card.completion, credits[i]));
-    const scale = common ?? makeScale(numbers.filter((array) => array));
+    const scale = makeScale(numbers.filter((array) => array), end);
     this.cards.forEach((card, i) => {
-      card.text.paint(
-        numbers[i],
-        scale,
-        credits[i],
-        this.compare ? card.completion.saved : credits[i],
-      );
+      card.text.paint(numbers[i], scale, credits[i], card.completion.saved);
       card.strips?.update(credits[i]);
       const count = (credits[i].segmentIds.at(-1) ?? -1) + 1;
       card.count.textContent = `${count} segment${count === 1 ? "" : "s"}`;
@@ -74,16 +46,28 @@ export class Reader {
     card.element.classList.add("current");
     card.strips?.mark(at);
     this.focused = [index, at];
-    const { offsetLeft } = card.element;
     const { scrollLeft, clientWidth } = this.columns;
-    const inside = offsetLeft - this.columns.offsetLeft;
-    if (inside < scrollLeft || inside + card.element.clientWidth > scrollLeft + clientWidth) {
-      this.columns.scrollLeft = inside;
-    }
+    const left = card.element.offsetLeft - this.columns.offsetLeft;
+    const right = left + card.element.clientWidth;
+    if (left < scrollLeft || right > scrollLeft + clientWidth) this.columns.scrollLeft = left;
     if (at < 0) return;
-    if (card.text.kinds[at].includes("shared")) this.unfold();
+    if (card.text.kinds[at].includes("shared")) this.fold.checked = false;
     card.text.select(at, previousCard === index ? previous : 0, take);
     highlight(card.text.spans, credit.segmentIds, at);
+  }
+
+  /** Ranges of a text in all completions, whatever tokens it spans. */
+  textRanges(wanted) {
+    return this.cards.flatMap(({ completion, text }) => {
+      const lower = completion.text.toLowerCase();
+      const found = [];
+      for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, at + 1)) {
+        const first = completion.ends.findIndex((end) => end > at);
+        const last = completion.ends.findIndex((end) => end >= at + wanted.length);
+        if (first >= 0 && last >= 0) found.push(rangeOf(text.spans[first], text.spans[last]));
+      }
+      return found;
+    });
   }
 
   /** Positions in the group of the completions ticked for export. */
@@ -92,76 +76,49 @@ export class Reader {
   }
 }
 
-function makeCard(completion, index, shared, fork, on) {
-  const text = new CompletionText(completion, shared, fork);
-  const strips =
-    completion.token_ids.length && completion.hasTokens
-      ? new Strips(completion, (at) => on.pick(index, at))
-      : null;
-  const tick = h("input", {
-    type: "checkbox",
-    "aria-label": `Select completion ${completion.completion + 1}`,
-  });
+function makeCard(completion, index, shared, on) {
+  const number = completion.completion + 1;
+  const text = new CompletionText(completion, shared);
+  const { hasTokens, length } = completion;
+  const strips = length && hasTokens ? new Strips(completion, (at) => on.focus(index, at)) : null;
+  const tick = h("input", { type: "checkbox", "aria-label": `Select completion ${number}` });
   const count = h("span", { class: "count" });
-  text.element.setAttribute("role", "group");
-  text.element.setAttribute(
-    "aria-label",
-    `Completion ${completion.completion + 1}, token by token`,
-  );
-  text.element.addEventListener("mouseover", (event) => {
+  text.element.role = "group";
+  text.element.ariaLabel = `Completion ${number}, token by token`;
+  text.element.onmouseover = (event) => {
     const at = text.tokenAt(event);
-    if (at >= 0 && completion.hasTokens) on.point(index, at, event.target);
-  });
-  text.element.addEventListener("mouseleave", on.leave);
-  text.element.addEventListener("click", (event) => {
+    if (at >= 0 && hasTokens) on.point(index, at, event.target);
+  };
+  text.element.onclick = (event) => {
     const at = text.tokenAt(event);
-    if (at >= 0) on.pick(index, at);
-  });
-  const element = h(
-    "article",
-    { class: "card", "data-completion": completion.completion },
-    h(
-      "header",
-      {},
-      h("label", {}, tick, ` #${completion.completion + 1}`),
-      rewardChip(completion),
-      marks(completion),
-      h("span", { class: "count" }, `${completion.length} tokens`),
-      count,
-    ),
-    perFunction(completion),
-    strips?.element,
-    completion.length ? null : h("p", { class: "hint" }, "Empty completion."),
-    text.element,
-  );
-  if (!completion.hasTokens) element.querySelectorAll(".count").forEach((node) => node.remove());
-  return { element, text, strips, tick, count, completion };
+    if (at >= 0) on.focus(index, at);
+  };
+  const tokens = hasTokens ? [h("span", { class: "count" }, `${length} tokens`), count] : null;
+  const title = h("label", {}, tick, ` #${number}`);
+  const head = h("header", {}, title, rewardChip(completion), marks(completion), tokens);
+  const empty = length ? null : h("p", { class: "hint" }, "Empty completion.");
+  const card = h("article", { class: "card", "data-completion": completion.completion });
+  const parts = [head, perFunction(completion), strips?.element, empty, text.element];
+  card.append(...parts.filter(Boolean));
+  return { completion, element: card, text, strips, tick, count };
 }
 
-function rewardChip(completion) {
-  const label = completion.reward === null ? "unscorable" : `reward ${show(completion.reward)}`;
-  return h("span", { class: completion.reward === null ? "chip warn" : "chip" }, label);
+function rewardChip({ reward }) {
+  if (reward === null) return h("span", { class: "chip warn" }, "unscorable");
+  return h("span", { class: "chip" }, `reward ${show(reward)}`);
 }
 
-function marks(completion) {
-  const notes = [];
-  if (completion.truncated) notes.push(h("span", { class: "chip warn" }, "truncated"));
-  if (!completion.hasTokens) {
-    notes.push(h("span", { class: "chip" }, `advantage ${signed(completion.advantages[0])}`));
-  }
-  return notes;
+function marks({ truncated, hasTokens, advantages }) {
+  const cut = truncated ? h("span", { class: "chip warn" }, "truncated") : null;
+  if (hasTokens) return [cut];
+  return [cut, h("span", { class: "chip" }, `advantage ${signed(advantages[0])}`)];
 }
 
-function perFunction(completion) {
-  const names = Object.entries(completion.rewards);
-  if (names.length < 1) return null;
-  return h(
-    "ul",
-    { class: "rewards" },
-    names.map(([name, x]) =>
-      h("li", {}, h("span", {}, name), h("b", {}, x === null ? "none" : show(x))),
-    ),
-  );
+function perFunction({ rewards }) {
+  const value = (x) => h("b", {}, x === null ? "none" : show(x));
+  const line = ([name, x]) => h("li", {}, h("span", {}, name), value(x));
+  const lines = Object.entries(rewards).map(line);
+  return lines.length ? h("ul", { class: "rewards" }, lines) : null;
 }
 
 /** Marks a token and its segment without touching their class names, where the browser can. */

@@ -1,6 +1,5 @@
-// Numbers of tokens -> one of 15 colour classes: c0 … c6 orange, c7 neutral, c8 … c14 blue.
-// Orange and blue stay apart under every common colour blindness, and boundaries and sign flips
-// are drawn as lines as well.
+// Numbers of tokens -> one of 15 colour classes: c0 … c6 orange, c7 neutral, c8 … c14 blue, which
+// stay apart under every common colour blindness.
 
 export const COLOURS = {
   entropy: { label: "Entropy", unit: "nats", of: (c) => c.entropies },
@@ -10,36 +9,33 @@ export const COLOURS = {
   gap: { label: "Reference gap", unit: "nats", of: (c) => referenceGap(c) },
 };
 
-function referenceGap(completion) {
-  if (!completion.logprobs_ref) return null;
-  return completion.logprobs.map((x, at) => x - completion.logprobs_ref[at]);
+/** The measure of a name from the address. */
+export function colourOf(name) {
+  return Object.hasOwn(COLOURS, name) ? COLOURS[name] : COLOURS.advantage;
 }
 
-/**
- * The scale of some arrays: diverging around 0 where both signs occur, else from the end nearer 0.
- * Ends are round numbers, so that small changes do not repaint everything.
- */
-export function makeScale(arrays) {
-  let low = 0;
-  let high = 0;
+const referenceGap = ({ logprobs, logprobs_ref: other }) =>
+  other && logprobs.map((x, at) => x - other[at]);
+
+/** The scale of some arrays: diverging around 0 where both signs occur. It ends at `end`, a high
+ * percentile of the step; `beyond` numbers lie outside and take the last colour. */
+export function makeScale(arrays, end = 0) {
+  let [low, high, beyond] = [0, 0, 0];
   for (const array of arrays) {
-    for (const x of array) {
+    for (let at = 0; at < array.length; at++) {
+      const x = array[at];
       if (x < low) low = x;
       else if (x > high) high = x;
+      if (end > 0 && (x > end || x < -end)) beyond++;
     }
   }
-  const reach = roundUp(Math.max(-low, high));
-  return { low: low < 0 ? -reach : 0, high: high > 0 ? reach : 0, reach };
+  const reach = end > 0 ? end : Math.max(-low, high) || 1;
+  return { low: low < 0 ? -reach : 0, high: high > 0 ? reach : 0, reach, beyond };
 }
 
-function roundUp(x) {
-  if (!(x > 0) || !Number.isFinite(x)) return 1;
-  const power = 10 ** Math.floor(Math.log10(x));
-  return power * [1, 1.5, 2, 3, 5, 7, 10].find((factor) => x <= factor * power * (1 + 1e-9));
-}
-
-/** The colour class, 0 … 14, of one number. */
-export function colourClass(x, scale) {
-  if (Number.isNaN(x)) return 7;
-  return 7 + Math.max(-7, Math.min(7, Math.round((7 * x) / scale.reach)));
+/** The colour class, 0 … 14, of one number; only what is less than 2 % of the scale is white. */
+export function colourClass(x, { reach }) {
+  if (x > 0.02 * reach) return x >= reach ? 14 : 7 + Math.ceil((7 * x) / reach);
+  if (x < -0.02 * reach) return x <= -reach ? 0 : 7 - Math.ceil((-7 * x) / reach);
+  return 7;
 }

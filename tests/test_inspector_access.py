@@ -1,0 +1,45 @@
+"""axe-core finds no serious violation in any tab, light or dark; it comes from npm."""
+
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+from inspector_browser import REPOSITORY, browser_context, serve
+
+from spo.inspector.shows import TABS
+
+AXE = "axe-core@4.14.1"
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    if shutil.which("npm") is None:
+        pytest.skip("no npm to fetch axe-core with")
+    folder = tmp_path_factory.mktemp("axe")
+    subprocess.run(["npm", "pack", AXE], cwd=folder, check=True, capture_output=True, timeout=120)
+    (archive,) = folder.glob("*.tgz")
+    with tarfile.open(archive) as files:
+        return files.extractfile("package/axe.min.js").read().decode()
+
+
+@pytest.fixture(scope="module")
+def samples():
+    browser_context()
+    return serve(REPOSITORY / "assets" / "sample_rollouts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("tab", TABS)
+def test_no_serious_violation(axe, samples, tab, scheme):
+    page = browser_context().new_page()
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{samples.address}#run=quickstart&tab={tab}&step=60")
+    page.wait_for_timeout(6000)
+    page.evaluate(axe)
+    violations = page.evaluate("axe.run(document).then((result) => result.violations)")
+    page.close()
+    grave = [v for v in violations if v["impact"] in ("serious", "critical")]
+    found = [(v["id"], [node["html"][:120] for node in v["nodes"]]) for v in grave]
+    assert found == []
