@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, write_result
-from critic_rollouts import BATCH, Base, ExactValues, LabRollouts, lab_task, record
+from critic_rollouts import BATCH, Base, ExactValues, lab_task, record
 from jaxtyping import Bool, Float, Int
 
 from spo.advantages import segment_gae
+from spo.rollouts import Rollouts
 from spo.segments import find_boundaries, segment_ids_from_boundaries, segment_starts
 from spo.values.alignment import ItemKind
 from spo.values.coefficient import AutoLambda, value_coefficients
@@ -102,14 +103,14 @@ CRITICS = {
 class Batch:
     """Rollouts with what all critics share; exact values where they are known."""
 
-    rollouts: LabRollouts
+    rollouts: Rollouts
     mask: Bool[np.ndarray, "B T"]
     segment_ids: Int[np.ndarray, "B T"]
     returns: Float[np.ndarray, "B T"]
     exact: Float[np.ndarray, "B T"] | None
 
     @classmethod
-    def of(cls, rollouts: LabRollouts, exact: ExactValues | None) -> "Batch":
+    def of(cls, rollouts: Rollouts, exact: ExactValues | None) -> "Batch":
         mask = rollouts.completion_mask
         boundaries = find_boundaries(rollouts.token_entropies, mask, PERCENTILE)
         returns = np.where(mask, rollouts.completion_rewards[:, None], 0.0)

@@ -8,7 +8,7 @@ import math
 import re
 import tempfile
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from common import ROOT
 from critic_tasks import OPTIONS as CUBE_OPTIONS
 from critic_tasks import flawless_solution, make_cube_base
 from exact_critic import progress
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from learning import make_base
 from learning_tasks import TASKS
 
@@ -26,14 +26,6 @@ from spo.values.rest import ScoredReference
 BATCH = 64
 """Completions of a step."""
 OPENER = "so "
-
-
-@dataclass(frozen=True)
-class LabRollouts(Rollouts):
-    """Rollouts with the data set columns of their prompts, one entry per completion."""
-
-    columns: dict[str, list]
-    action_mask: Bool[np.ndarray, "B T"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ def problems(task: LabTask, size: int, seed: int):
     return load_dataset_by_name(f"reasoning_gym/{task.dataset}", options=options)
 
 
-def record(name: str, num_generations: int, steps: int, seed: int) -> list[LabRollouts]:
+def record(name: str, num_generations: int, steps: int, seed: int) -> list[Rollouts]:
     """`steps` batches of 64 completions of the base, each problem seen once."""
     task = lab_task(name)
     dataset = problems(task, steps * BATCH // num_generations, seed)
@@ -100,7 +92,7 @@ def _run(task: LabTask, dataset, num_generations: int, steps: int, seed: int, ke
         (Path(folder) / "rollouts").rename(kept)
 
 
-def _with_columns(rollouts: Rollouts, dataset) -> LabRollouts:
+def _with_columns(rollouts: Rollouts, dataset) -> Rollouts:
     """Each completion's problem, and its solution by one who makes no mistakes; reward 1 if right,
     else 0, as the exact values have it."""
     rows = dataset.select(rollouts.prompt_index)
@@ -111,10 +103,7 @@ def _with_columns(rollouts: Rollouts, dataset) -> LabRollouts:
     columns = {"answer": list(rows["answer"])}
     columns |= {name: [*map(write, solutions)] for name, write in WORDINGS.items()}
     right = (rollouts.completion_rewards >= 1).astype(np.float32)
-    given = {field.name: getattr(rollouts, field.name) for field in fields(Rollouts)}
-    given |= {"columns": columns, "action_mask": rollouts.completion_mask}
-    given |= {"completion_rewards": right}
-    return LabRollouts(**given)
+    return replace(rollouts, columns=columns, completion_rewards=right)
 
 
 def _in_prose(solution: str) -> str:
@@ -193,13 +182,13 @@ class ExactValues:
     def __init__(self, base: Base):
         self.base, self.tokenizer = base, base.tokenizer
 
-    def __call__(self, rollouts: LabRollouts) -> Float[np.ndarray, "B T"]:
+    def __call__(self, rollouts: Rollouts) -> Float[np.ndarray, "B T"]:
         values = np.zeros(rollouts.completion_mask.shape)
         for row in range(len(rollouts)):
             values[row] = self._of_row(rollouts, row)
         return np.where(rollouts.completion_mask, values, 0.0)
 
-    def _of_row(self, rollouts: LabRollouts, row: int) -> Float[np.ndarray, " T"]:
+    def _of_row(self, rollouts: Rollouts, row: int) -> Float[np.ndarray, " T"]:
         right = rollouts.columns["solution"][row].split("\n")
         starts = np.concatenate([[0], rollouts.token_ends[row, :-1]])
         logprobs = self._right_characters(rollouts.prompt_ids[row], right)

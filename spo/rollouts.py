@@ -100,6 +100,8 @@ class Rollouts:
         action_mask: True where the policy chose the token; None: wherever one exists.
         token_logprobs_sampler: of the engine that sampled, None where that was the policy itself.
         values_by_source: the terms of `token_values` by the name of their source.
+        columns: of the data set, one entry per completion: what a value source may read, such as a
+            reference solution; never what the policy sees.
     """
 
     step: int
@@ -123,6 +125,7 @@ class Rollouts:
     action_mask: Bool[np.ndarray, "B T"] | None = None
     token_logprobs_sampler: Float[np.ndarray, "B T"] | None = None
     values_by_source: dict[str, Float[np.ndarray, "B T"]] = field(default_factory=dict)
+    columns: dict[str, list] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -379,6 +382,8 @@ def select_rows(rollouts: Rollouts, rows: Any) -> Rollouts:
             kept[name] = value[chosen]
         elif isinstance(value, list) and name != "reward_names":
             kept[name] = [value[i] for i in chosen]
-        elif isinstance(value, dict):
+        elif name == "values_by_source":
             kept[name] = {source: array[chosen] for source, array in value.items()}
+        elif name == "columns":
+            kept[name] = {column: [entries[i] for i in chosen] for column, entries in value.items()}
     return dataclasses.replace(rollouts, **kept)

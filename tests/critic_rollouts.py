@@ -4,17 +4,9 @@
 log-probs, entropies and data set columns.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from spo.rollouts import Rollouts
-
-
-@dataclass(frozen=True)
-class RolloutsWithColumns(Rollouts):
-    columns: dict[str, list]
-    action_mask: np.ndarray
 
 
 def rollouts_of(
@@ -26,7 +18,7 @@ def rollouts_of(
     prompt_index: list[int] | None = None,
     cuts: list[list[int]] | None = None,
     seed: int = 0,
-) -> RolloutsWithColumns:
+) -> Rollouts:
     """`cuts`: the length of each token in bytes; an end token of length 0 follows every text.
 
     Log-probs and entropies are drawn token by token, so a shorter text has the same beginning.
@@ -44,7 +36,7 @@ def rollouts_of(
     token_rewards = np.zeros(shape, dtype=np.float32)
     token_rewards[np.arange(shape[0]), np.array(lengths) - 1] = np.nan_to_num(rewards)
     index = prompt_index or np.arange(shape[0]) // num_generations
-    return RolloutsWithColumns(
+    return Rollouts(
         step=1,
         num_generations=num_generations,
         prompts=prompts or [""] * shape[0],

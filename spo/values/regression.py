@@ -10,7 +10,7 @@ Axes: B completions, T completion tokens, N tokens of all rows laid end to end, 
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ BLOCK = 8192
 """Tokens whose products are in memory at one time."""
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Numbers known before each token, of the order of 1, for a regression to read."""
 
