@@ -124,10 +124,10 @@ class Prompts:
     num_processes: int = 1
 
     @classmethod
-    def plan(
-        cls, dataset: "Dataset", args: SPOConfig, process_index: int, num_processes: int
-    ) -> "Prompts":
-        """As many prompts a step as the batch sizes give."""
+    def plan(cls, dataset: "Dataset", args: SPOConfig, processes: Any) -> "Prompts":
+        """As many prompts a step as the batch sizes give; `processes` is an Accelerator or what
+        else has a process_index and num_processes."""
+        num_processes, process_index = processes.num_processes, processes.process_index
         size = args.rollout_batch_size(num_processes) // args.num_generations
         batches = PromptBatches(len(dataset), size, args.seed, args.shuffle_dataset)
         return cls(dataset, batches, args.num_generations, process_index, num_processes)

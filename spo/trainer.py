@@ -25,11 +25,10 @@ from spo.learner import build_learner
 from spo.metrics import rollout_metrics
 from spo.networks.build import build_networks
 from spo.networks.checks import check_lengths
-from spo.networks.loading import quantization_config as quantize
 from spo.networks.loading import resolve_tokenizer
 from spo.optimizers import make_accelerator
 from spo.prompts import Prompts
-from spo.rewards.functions import load_reward_functions
+from spo.rewards.build import build_rewards
 from spo.rollouts import Credit, Rollouts
 from spo.run import folder, saving
 from spo.run.identity import identity
@@ -96,38 +95,32 @@ class SPOTrainer:
         self.eval_dataset = None
         if eval_dataset is not None:
             self.eval_dataset = self._prepare(eval_dataset, "eval_dataset")
-        self.reward_functions = load_reward_functions(
-            reward_funcs,
-            reward_processing_classes,
-            reward_weights=args.reward_weights,
-            max_completion_length=args.max_completion_length,
-            device=accelerator.device,
-            quantization_config=quantize(args.reward_bits, compute_dtype=args.compute_dtype),
+        self.reward_functions = build_rewards(
+            reward_funcs, reward_processing_classes, args, accelerator.device
         )
         self.output_dir = folder.prepare_output_dir(args, accelerator)
         given = (self.processing_class, accelerator.device, peft_config, quantization_config)
         networks = build_networks(model, value_model, args, *given)
         self.policy, self.reference, critic_network = networks
-        for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
-            check_lengths(self.model.config, dataset["prompt_ids"], args.max_completion_length)
-        place = (accelerator.process_index, accelerator.num_processes)
-        self.prompts = Prompts.plan(self.train_dataset, args, *place)
+        self.prompts = Prompts.plan(self.train_dataset, args, accelerator)
         self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)
         updates = args.updates_per_step(accelerator.num_processes)
         plan = (accelerator, args, self.max_steps * updates)
         self.policy_learner = build_learner(self.policy, "logprobs", *plan, *optimizers)
         self.critic = build_critic(critic_network, value_model, *plan)
-        self.sampling_params = sampling_params(self.policy.model, self.processing_class, args)
+        self.sampling_params = sampling_params(self.model, self.processing_class, args)
         self.generator = build_generator(rollout_func, self, self.policy, args)
-        self.timer = PhaseTimer(accelerator.device)
-        self.run = Run(args, accelerator, self.output_dir, self.max_steps)
-        self.run.listen(
-            callbacks or [],
-            model=self.model,
-            processing_class=self.processing_class,
-            optimizer=self.optimizer,
-            lr_scheduler=self.lr_scheduler,
-        )
+        self._begin_run(callbacks or [], networks, updates)
+
+    def _begin_run(self, callbacks: Sequence[Any], networks: tuple, updates: int) -> None:
+        """Everything around the algorithm; what can be tried before the first step is."""
+        for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
+            check_lengths(self.model.config, dataset["prompt_ids"], self.args.max_completion_length)
+        self.timer = PhaseTimer(self.accelerator.device)
+        self.run = Run(self.args, self.accelerator, self.output_dir, self.max_steps)
+        handed = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        handed |= {"model": self.model, "processing_class": self.processing_class}
+        self.run.listen(callbacks, **handed)
         self.state, self.control = self.run.state, self.run.control
         self.run_details = {"base_model": self.model.config._name_or_path}
         self.run.identity = identity(self.prompts, updates, networks, self.reward_functions)
@@ -191,11 +184,8 @@ class SPOTrainer:
 
     def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
         """Mean rewards on held-out prompts, one completion each at `eval_temperature`."""
-        dataset = self.eval_dataset
-        if eval_dataset is not None:
-            dataset = self._prepare(eval_dataset, "eval_dataset")
-        if dataset is None:
-            raise ValueError("There is no eval_dataset to evaluate on.")
+        given = eval_dataset is not None or self.eval_dataset is None
+        dataset = self._prepare(eval_dataset, "eval_dataset") if given else self.eval_dataset
         params = replace(self.sampling_params, temperature=self.args.eval_temperature)
         judges = (self.reward_functions, self.processing_class)
         metrics = evaluation.evaluate(dataset, self.generator, params, *judges, self.args)
@@ -228,9 +218,8 @@ class SPOTrainer:
                 return
 
     def _prepare(self, dataset: Any, name: str) -> Any:
-        return prepare_split(
-            dataset, name, self.processing_class, self.args, self.accelerator.print
-        )
+        say = self.accelerator.print
+        return prepare_split(dataset, name, self.processing_class, self.args, say)
 
     def _trained(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by network and position."""

@@ -61,6 +61,18 @@ def test_a_page_s_examples_print_what_it_says(page, capsys, monkeypatch):
     run(page, capsys)
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_each_extension_is_a_complete_example(number, capsys, monkeypatch):
+    """A reward, a segmentation rule, a value source and a generator, of at most 40 lines each."""
+    examples = blocks("docs/extending.md")
+    assert len(examples) == 4
+    block = examples[number]
+    assert len(block.splitlines()) <= 40
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, f"extending {number}", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.strip().splitlines()[-1:] == expected_output(block)
+
+
 @pytest.mark.usefixtures("judge")
 def test_the_five_rewards_give_what_the_page_says(capsys):
     assert sum(map(len, map(expected_output, blocks("docs/rewards.md")))) == 5

@@ -182,24 +182,16 @@ def estimate_memory(
     if frozen:
         model = get_peft_model(model, copy.deepcopy(peft_config))
     trained = sum(p.numel() for p in trainable_parameters(model))
-    in_adapters = trained if frozen else 0
     length = prompt_length + args.max_completion_length
     activations = _activation_bytes(model, args, length, bits)
 
-    extra = 0.0 if frozen else base_weights * (args.beta > 0)
-    of_critic = 0.0
-    if value_config is not None:
-        weights, of_critic, critic_pass = _separate_critic(value_config, args, weight_dtype, length)
-        extra += weights
-        in_adapters += of_critic if args.value_use_peft else 0
-        activations = max(activations, critic_pass)
-    elif args.wants_value_network and frozen:  # a second adapter on the policy's base
-        num_layers = model_config.get_text_config().num_hidden_layers
-        of_critic = trained * len(args.critic_layers(num_layers)) / num_layers
-        in_adapters += of_critic
-    elif args.wants_value_network:
-        of_critic = trained
-        extra += base_weights
+    of_critic = _critic_cost(
+        model_config, value_config, args, weight_dtype, trained, length, frozen
+    )
+    extra = of_critic.own_weights
+    if not frozen:
+        copies = (args.beta > 0) + of_critic.copies_of_policy
+        extra += base_weights * copies
     # autocast keeps a 16-bit copy of one network's weights in its pass
     if compute_dtype.itemsize == 2 and not frozen:
         extra += trained * 2
@@ -209,27 +201,62 @@ def estimate_memory(
     return MemoryEstimate(
         weights=base_weights,
         reference_and_critic=extra,
-        adapters=4.0 * in_adapters,
-        gradients=4.0 * (trained + of_critic),
-        optimizer=OPTIMIZER_BYTES[args.optim] * (trained + of_critic),
+        adapters=4.0 * (of_critic.in_adapters + (trained if frozen else 0)),
+        gradients=4.0 * (trained + of_critic.trained),
+        optimizer=OPTIMIZER_BYTES[args.optim] * (trained + of_critic.trained),
         generation=generation,
-        activations=activations,
+        activations=max(activations, of_critic.activations),
         logits=_logits_bytes(model_config, args, compute_dtype.itemsize),
     )
 
 
+@dataclass(frozen=True)
+class _CriticCost:
+    """What a critic adds: bytes of weights of its own and of activations, copies of the policy's
+    weights, and numbers that are trained, in all and in adapters."""
+
+    own_weights: float = 0.0
+    activations: float = 0.0
+    copies_of_policy: int = 0
+    trained: float = 0.0
+    in_adapters: float = 0.0
+
+
+def _critic_cost(
+    model_config: PreTrainedConfig,
+    value_config: PreTrainedConfig | None,
+    args: SPOConfig,
+    base_dtype: torch.dtype,
+    policy_trained: int,
+    length: int,
+    frozen: bool,
+) -> _CriticCost:
+    if value_config is not None:
+        return _separate_critic(value_config, args, base_dtype, length)
+    if not args.wants_value_network:
+        return _CriticCost()
+    if not frozen:
+        return _CriticCost(copies_of_policy=1, trained=policy_trained)
+    num_layers = model_config.get_text_config().num_hidden_layers
+    trained = policy_trained * len(args.critic_layers(num_layers)) / num_layers
+    return _CriticCost(trained=trained, in_adapters=trained)  # on the policy's base
+
+
 def _separate_critic(
     config: PreTrainedConfig, args: SPOConfig, base_dtype: torch.dtype, length: int
-) -> tuple[float, int, float]:
-    """Of a critic that is a model of its own: bytes of weights, number of trained parameters and
-    bytes of activations."""
+) -> _CriticCost:
     critic = meta_model(config, getattr(torch, args.compute_dtype))
     dtype = base_dtype if args.value_use_peft else torch.float32
     weights = _weight_bytes(critic, args.value_bits, True, dtype.itemsize)
     if args.value_use_peft:
         critic = get_peft_model(critic, lora_config(args.value_lora_r, args.value_lora_alpha))
     trained = sum(p.numel() for p in trainable_parameters(critic))
-    return weights, trained, _activation_bytes(critic, args, length, args.value_bits)
+    return _CriticCost(
+        own_weights=weights,
+        activations=_activation_bytes(critic, args, length, args.value_bits),
+        trained=trained,
+        in_adapters=trained if args.value_use_peft else 0,
+    )
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:

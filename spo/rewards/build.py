@@ -1,0 +1,23 @@
+"""SPOConfig -> the reward functions of a run."""
+
+from typing import Any
+
+import torch
+
+from spo.config import SPOConfig
+from spo.networks.loading import quantization_config
+from spo.rewards.functions import RewardFunction, load_reward_functions
+
+
+def build_rewards(
+    reward_funcs: Any, processing_classes: Any, args: SPOConfig, device: torch.device
+) -> list[RewardFunction]:
+    """What a person gave as rewards, ready to be called; reward models are on the device."""
+    return load_reward_functions(
+        reward_funcs,
+        processing_classes,
+        reward_weights=args.reward_weights,
+        max_completion_length=args.max_completion_length,
+        device=device,
+        quantization_config=quantization_config(args.reward_bits, compute_dtype=args.compute_dtype),
+    )
