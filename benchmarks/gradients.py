@@ -194,7 +194,7 @@ def _mean_reward(trainer: SPOTrainer, rollouts: Rollouts, row: int, start: int, 
     texts, _ = completion_texts(trainer.processing_class, whole.token_ids)
     index = np.repeat(rollouts.prompt_index[row], count)
     problem = PromptBatch.take(trainer.train_dataset, rollouts.step, np.arange(count), index)
-    judges = (trainer.reward_functions, trainer.args.reward_weights)
+    judges = (trainer.reward_functions, trainer.args)
     return reward(problem, texts, whole, *judges).completion_rewards.mean()
 
 

@@ -125,7 +125,7 @@ def test_every_number_but_seeds_and_steps_has_bounds():
         ({"num_generations": 2.5}, r"num_generations=2.5 is not int"),
         ({"max_prompt_length": 10.0}, r"max_prompt_length=10.0 is not int"),
         ({"learning_rate": [1e-5]}, r"learning_rate=\[1e-05\] is not float"),
-        ({"adam_epsilon": 0.0}, r"adam_epsilon=0 divides 0 by 0"),
+        ({"adam_epsilon": 0.0}, r"adam_epsilon=0.0 must be above 0"),
         ({"reward_weights": 1.0}, r"reward_weights=1.0 is not list"),
         ({"model_init_kwargs": [1]}, r"model_init_kwargs=\[1\] is not dict"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16"),

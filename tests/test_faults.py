@@ -33,7 +33,7 @@ def test_a_few_faults(campaign):
 def test_no_setting_is_infinite_or_none(settings, number):
     names = [f.name for f in dataclasses.fields(settings) if f.type.startswith("float")]
     for name in names:
-        with pytest.raises(ValueError, match=f"^{name}=.* must be a finite number"):
+        with pytest.raises(ValueError, match=f"^{name}=.* must (be|lie|not be) "):
             settings(**{name: number})
     if settings is SPOConfig:
         assert len(names) > 19

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 
+import jaxtyping
 import numpy as np
 import pytest
 from inspector_browser import browser_context
@@ -132,7 +133,8 @@ class Recorder:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 4])
-def test_credit_fields_are_all_that_credit_reads(seed):
+def test_credit_fields_are_all_that_credit_reads(seed, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a recorder is no SPOConfig
     step = random_step(seed)
     recorder = Recorder(step.config)
     assign_credit(step.rollouts, recorder)

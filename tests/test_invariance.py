@@ -197,8 +197,8 @@ def with_dropout(output_dir, **given):
 def assert_same_run(a, b):
     """Bit for bit, times excepted."""
     assert runs.metrics_of(a) == runs.metrics_of(b)
-    paths = sorted(path.name for path in (a / "rollouts").iterdir())
-    assert paths == sorted(path.name for path in (b / "rollouts").iterdir())
+    paths = sorted(path.name for path in (a / "rollouts").glob("*.parquet"))
+    assert paths == sorted(path.name for path in (b / "rollouts").glob("*.parquet"))
     for name in paths:
         assert pq.read_table(a / "rollouts" / name).equals(pq.read_table(b / "rollouts" / name))
 

@@ -20,15 +20,20 @@ from spo.networks.network import Network, Numerics
 
 
 def build_tiny(model_class: str, model_type: str, **settings):
-    """A model of transformers that is no family of the matrix."""
+    """A model of transformers that is no family of the matrix; weights of a size at which tokens
+    tell on each other, as trained ones do."""
     sizes = {
+        "initializer_range": 0.3,
         "vocab_size": tiny.VOCAB_SIZE,
         "hidden_size": 32,
         "intermediate_size": 48,
         "pad_token_id": tiny.PAD,
     }
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4}
-    return getattr(transformers, model_class)(AutoConfig.for_model(model_type, **sizes | settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **sizes | settings)
+        return getattr(transformers, model_class)(config)
 
 
 def encoder_decoder():

@@ -58,13 +58,14 @@ def test_nothing_in_a_checkpoint_is_executed(run, name, tmp_path):
     shutil.copytree(run, copy)
     poisoned, owned = copy / "checkpoint-000002" / name, tmp_path / "owned"
     assert poisoned.is_file() or name.startswith("custom"), "the file is read at all"
-    poisoned.write_bytes(pickle.dumps(Payload(owned)))
+    payload = pickle.dumps(Payload(owned))
+    poisoned.write_bytes(payload)
     trainer = runs.make_trainer(copy, value_model=runs.critic(), save_steps=1, max_steps=3)
     with contextlib.suppress(Exception):  # refused or, for random states, passed over by Accelerate
         trainer.train(resume_from_checkpoint="latest")
     assert not owned.exists()
 
-    pickle.loads(poisoned.read_bytes())
+    pickle.loads(payload)
     assert owned.exists(), "the payload would have worked"
 
 

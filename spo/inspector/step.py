@@ -12,6 +12,9 @@ from spo.rollouts import Credit, Rollouts
 
 CREDIT_FIELDS = (
     "entropy_percentile",
+    "segmentation",
+    "segment_length",
+    "segment_delimiter",
     "gamma",
     "lam",
     "lam_critic",

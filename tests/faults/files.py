@@ -117,7 +117,7 @@ WAYS = (
 def campaign(files: int, seed: int, folder: Path) -> collections.Counter:
     """How many files of each kind were read and refused."""
     runs.make_trainer(folder / "run", value_model="policy", beta=0.1, max_steps=1).train()
-    content = next((folder / "run" / "rollouts").iterdir()).read_bytes()
+    content = next((folder / "run" / "rollouts").glob("*.parquet")).read_bytes()
     draw = random.Random(seed)
     counted: collections.Counter = collections.Counter()
     for number in range(files):

@@ -174,8 +174,8 @@ def assert_same_run(folder: Path, whole: Path, at: str) -> None:
         found = folder.with_suffix(path.suffixes[-2] + path.suffixes[-1])
         assert runs.same_bits(dict(np.load(path)), dict(np.load(found))), f"weights, {at}"
     assert runs.metrics_of(folder) == runs.metrics_of(whole), f"metrics, {at}"
-    names = sorted(path.name for path in (whole / "rollouts").iterdir())
-    assert sorted(path.name for path in (folder / "rollouts").iterdir()) == names, at
+    names = sorted(path.name for path in (whole / "rollouts").glob("*.parquet"))
+    assert sorted(path.name for path in (folder / "rollouts").glob("*.parquet")) == names, at
     for name in names:
         tables = [pq.read_table(run_ / "rollouts" / name) for run_ in (whole, folder)]
         assert tables[0].equals(tables[1]), f"{name}, {at}"
