@@ -220,6 +220,12 @@ class SPOConfig:
     overlong_prompts: Literal["drop", "truncate_left"] = option(
         "drop", "What happens to prompts over max_prompt_length; the number is printed.", ROLLOUT
     )
+    chat_template_kwargs: dict[str, Any] | None = option(
+        None,
+        'Further arguments of the chat template, such as {"enable_thinking": false}; a data set '
+        "column of the same name wins, row by row.",
+        ROLLOUT,
+    )
     max_completion_length: int = option(256, "Longest completion in tokens.", ROLLOUT, low=1)
     temperature: float = option(
         1.0, "Sampling temperature; log-probs and entropies are taken at it, too.", ROLLOUT, above=0

@@ -124,13 +124,15 @@ def prepare_prompts(
     prompt_column: str = "prompt",
     max_prompt_length: int | None = None,
     overlong_prompts: str = "drop",
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> PreparedPrompts:
     """Apply the chat template, tokenise, and treat over-long prompts as asked.
 
     A text prompt gets the special tokens its tokenizer puts in front of a text, never those put
     behind it: an end token ends the prompt. Chat messages get exactly the special tokens that the
-    chat template writes. `overlong_prompts` is "drop", or "truncate_left", which keeps the prompt's
-    end and a leading bos.
+    chat template writes; it is handed a column `tools`, and `chat_template_kwargs`, of which a
+    column of that name wins. `overlong_prompts` is "drop", or "truncate_left", which keeps the
+    prompt's end and a leading bos.
 
     Raises:
         ValueError: no rows, column, chat template or valid prompt, or every prompt dropped.
@@ -152,6 +154,7 @@ def prepare_prompts(
             "tokenizer": tokenizer,
             "is_chat": is_chat,
             "max_length": max_prompt_length,
+            "template_kwargs": chat_template_kwargs or {},
             "code_version": __version__,  # datasets caches by the function's name, not its code
         },
         desc="Tokenizing prompts",
@@ -181,6 +184,7 @@ def prepare_split(
         processing_class,
         max_prompt_length=args.max_prompt_length,
         overlong_prompts=args.overlong_prompts,
+        chat_template_kwargs=args.chat_template_kwargs,
     )
     if prepared.num_dropped or prepared.num_truncated:
         say(
@@ -203,6 +207,12 @@ def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_
     require_column(dataset, prompt_column)
     for taken in {"prompt_text", "prompt_ids"} & set(columns):
         raise ValueError(f"The dataset has a column {taken!r}, which is added here: rename it.")
+    for name, feature in dataset.features.items():
+        if name in ("image", "images") or "Image(" in repr(feature):
+            raise ValueError(
+                f"Column {name!r} holds images, which SPO cannot show a model; remove the column "
+                "to train on the text alone."
+            )
 
 
 def require_column(dataset: "Dataset", column: str) -> None:
@@ -213,10 +223,14 @@ def require_column(dataset: "Dataset", column: str) -> None:
         raise ValueError(f"The dataset has no column {column!r}{hint}; it has {columns}.")
 
 
-def _tokenize_batch(batch, indices, *, column, tokenizer, is_chat, max_length, code_version):
+def _tokenize_batch(
+    batch, indices, *, column, tokenizer, is_chat, max_length, template_kwargs, code_version
+):
     """The added columns of one `Dataset.map` batch; `_overlong` marks what was cut on the left."""
     names = [f"row {index} of column {column!r}" for index in indices]
-    texts = [_render(p, tokenizer, name) for p, name in zip(batch[column], names, strict=True)]
+    given = _template_arguments(batch, len(names), template_kwargs)
+    prompts = zip(batch[column], names, given, strict=True)
+    texts = [_render(prompt, tokenizer, name, more) for prompt, name, more in prompts]
     num_before, num_after = (0, 0) if is_chat else _num_added_special_tokens(tokenizer)
     rows = tokenizer(texts, add_special_tokens=not is_chat, verbose=False)["input_ids"]
     rows = [list(ids[: len(ids) - num_after]) for ids in rows]
@@ -233,7 +247,24 @@ def _tokenize_batch(batch, indices, *, column, tokenizer, is_chat, max_length, c
     return {"prompt_text": texts, "prompt_ids": rows, "_overlong": overlong}
 
 
-def _render(prompt: Any, tokenizer, name: str) -> str:
+def _template_arguments(batch, num_rows: int, template_kwargs: dict) -> list[dict[str, Any]]:
+    """What each row's chat template is told besides its messages."""
+    tools = batch["tools"] if "tools" in batch else [None] * num_rows
+    of_rows = batch["chat_template_kwargs"] if "chat_template_kwargs" in batch else [{}] * num_rows
+    return [
+        template_kwargs | _without_none(more or {}) | ({"tools": _without_none(t)} if t else {})
+        for t, more in zip(tools, of_rows, strict=True)
+    ]
+
+
+def _without_none(value: Any) -> Any:
+    """Arrow gives every dict of a column the keys of all, filled with None."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _render(prompt: Any, tokenizer, name: str, template_arguments: dict[str, Any]) -> str:
     """The text of a prompt: itself, or chat messages through the tokenizer's template."""
     from jinja2 import TemplateError
 
@@ -256,9 +287,11 @@ def _render(prompt: Any, tokenizer, name: str) -> str:
             tokenize=False,
             add_generation_prompt=not is_continued,
             continue_final_message=is_continued,
+            **template_arguments,
         )
-    except TemplateError as error:
-        raise ValueError(f"The chat template refused {name}: {error}.") from error
+    except (TemplateError, ValueError) as error:  # the second where a continued message is changed
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"The chat template refused {name}: {reason}.") from error
 
 
 def _num_added_special_tokens(tokenizer) -> tuple[int, int]:

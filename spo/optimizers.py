@@ -20,6 +20,8 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
     `bf16` and `fp16` of `args` become what the device computes in, with a printed line where that
     is not what was asked for.
     """
+    if not isinstance(args, SPOConfig):
+        raise ValueError(f"args is a {type(args).__name__}; give an SPOConfig.")
     # else the first trainer's precision would bind all later ones of this Python session
     AcceleratorState._reset_state()
     if args.report_to not in ("none", *map(str, get_available_trackers())):

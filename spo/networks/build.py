@@ -8,6 +8,7 @@ Under full fine-tuning each is a model of its own.
 
 import copy
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -168,6 +169,13 @@ def build_policy(
         numerics,
     )
     policy.logit_transform = probe_policy(policy)
+    if any(parameter.dtype.itemsize == 2 for parameter in policy.trainable):
+        warnings.warn(
+            f"The trained weights are {policy.trainable[0].dtype}: a step that moves a weight by "
+            "less than about a 500th of itself is rounded away, most of them at rates below 1e-5; "
+            "load the model in float32.",
+            stacklevel=2,
+        )
     return policy
 
 

@@ -61,9 +61,10 @@ def resolve_tokenizer(
     processing_class: Any,
     model_init_kwargs: dict[str, Any] | None = None,
 ):
-    """The given tokenizer, or the model's own, of the same revision where it is loaded by name."""
+    """The given tokenizer (a processor's own), or the model's, of the same revision where it is
+    loaded by name."""
     if processing_class is not None:
-        return with_pad_token(processing_class)
+        return with_pad_token(getattr(processing_class, "tokenizer", processing_class))
     if isinstance(model, str):
         return load_tokenizer(model, **of_any_file(model_init_kwargs))
     if not model.config._name_or_path:

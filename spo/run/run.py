@@ -169,12 +169,15 @@ class Run:
         self.state.global_step, self.state.epoch = step, epoch
         with self._writing("metrics"):
             self.reporter.log_step(step, epoch, metrics)
-        self.callbacks.call("on_log", logs=metrics)
+        if is_due(step, self.args.logging_steps) or step == self.max_steps:
+            self.state.log_history.append({"step": step, "epoch": epoch} | metrics)
+            self.callbacks.call("on_log", logs=metrics)
         self.callbacks.call("on_step_end")
 
     def log_evaluation(self, metrics: dict[str, float]) -> None:
         with self._writing("metrics"):
             self.reporter.log_eval(self.state.global_step, metrics)
+        self.state.log_history.append({"step": self.state.global_step} | metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
 
     def save_rollouts(self, rollouts: Rollouts, credit: Credit) -> None:
