@@ -349,3 +349,14 @@ def test_a_thousand_steps_list_quickly(tmp_path):
     started = time.perf_counter()
     assert len(Folder(tmp_path).steps(tmp_path.name).paths) == 1000
     assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("rule", ["entropy", "probability", "fixed", "delimiter", "turn"])
+def test_every_rule_of_segmentation_is_verified_and_shown(rule, tmp_path):
+    """The browser knows the entropy rule; segments of the others are sent to it."""
+    rollouts = make_rollouts(np.random.default_rng(0), 1, 2, 2, (8, 12))
+    config = SPOConfig(num_generations=2, segmentation=rule, segment_length=3)
+    step = read_step(reference.save(rollouts, tmp_path / "step-1.parquet", config))
+    assert whatif.check_saved(step)["state"] == "verified"
+    sent = views.credit_inputs(step)["boundaries"]
+    assert (sent is None) == (rule == "entropy")
