@@ -142,9 +142,8 @@ class SPOTrainer:
                 prompts = self.prompts.batch(step)
                 completions = self.generator(prompts, self.sampling_params, step)
             with timer("score"):
-                networks = (self.policy, self.reference)
                 judges = (self.processing_class, self.reward_functions)
-                rollouts = score(prompts, completions, *judges, *networks, args)
+                rollouts = score(prompts, completions, *judges, self.policy, self.reference, args)
             self.any_scored = check_scored(rollouts, self.any_scored)
             credit = None
             try:
@@ -184,8 +183,11 @@ class SPOTrainer:
 
     def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
         """Mean rewards on held-out prompts, one completion each at `eval_temperature`."""
-        given = eval_dataset is not None or self.eval_dataset is None
-        dataset = self._prepare(eval_dataset, "eval_dataset") if given else self.eval_dataset
+        dataset = self.eval_dataset
+        if eval_dataset is not None:
+            dataset = self._prepare(eval_dataset, "eval_dataset")
+        if dataset is None:
+            raise ValueError("There is no eval_dataset to evaluate on.")
         params = replace(self.sampling_params, temperature=self.args.eval_temperature)
         judges = (self.reward_functions, self.processing_class)
         metrics = evaluation.evaluate(dataset, self.generator, params, *judges, self.args)
@@ -203,8 +205,6 @@ class SPOTrainer:
     def push_to_hub(self, commit_message: str = "Upload SPO model", **kwargs: Any) -> str | None:
         """Upload what `save_model` saved; returns the commit's address on the main process."""
         return self.run.push_to_hub(commit_message, **kwargs)
-
-    # --- beginning and end -------------------------------------------------------------------
 
     def _steps(self, resume_from_checkpoint: str | bool | None) -> Iterator[int]:
         """The numbers of the steps still to do."""
