@@ -22,6 +22,7 @@ from spo.losses import Sums
 from spo.networks.batching import MicroBatch, Sequences
 from spo.networks.network import Network
 from spo.optimizers import build_optimizer, build_scheduler
+from spo.rollouts import Rollouts
 
 LossOf = Callable[[Tensor, MicroBatch], tuple[Tensor, Sums]]
 """(what the network says of a micro-batch, (b, T); the micro-batch) -> loss and sums."""
@@ -173,6 +174,11 @@ class Learner:
             raise NonFiniteLossError(f"the gradient norm is {norm.item()}", rows)
         self.optimizer.step()
         return norm.item()
+
+
+def sequences_of(rollouts: Rollouts, share_prompts: bool) -> Sequences:
+    """All rows of a rollout batch, to be cut into micro-batches."""
+    return Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts)
 
 
 def share_of(rows: np.ndarray, sequences: Sequences, accelerator: Accelerator) -> np.ndarray:

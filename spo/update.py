@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from spo.config import SPOConfig
-from spo.learner import Learner, LossOf, Step, minibatches, totals
+from spo.learner import Learner, LossOf, Step, minibatches, sequences_of, totals
 from spo.losses import policy_loss, positive_nll, token_weights
-from spo.networks.batching import MicroBatch, Sequences
+from spo.networks.batching import MicroBatch
 from spo.rollouts import Credit, Rollouts
 from spo.values.critic import Critic
 
@@ -34,7 +34,7 @@ def update_policy(
     """The policy's steps; with `skip` only its schedule goes on."""
     accelerator = policy.accelerator
     share_prompts = args.share_prompts and policy.network.can_share_prompts
-    sequences = Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts)
+    sequences = sequences_of(rollouts, share_prompts)
     mask = rollouts.loss_mask(args.mask_truncated_completions)
     steps: list[Step] = []
     for rows in minibatches(len(rollouts), rollouts.step, args, accelerator.num_processes):

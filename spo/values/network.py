@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError
-from spo.learner import Learner, LossOf, Step, minibatches, totals
+from spo.learner import Learner, LossOf, Step, minibatches, sequences_of, totals
 from spo.losses import token_weights, value_loss
 from spo.networks.batching import MicroBatch, Sequences
 from spo.rollouts import Rollouts
@@ -60,7 +60,7 @@ class NetworkValue:
     ) -> tuple[Float[np.ndarray, "B T"], dict[str, float]]:
         """The values before a step and the step itself, in one pass over all rows: those outside
         the loss have values as well."""
-        sequences = _sequences(rollouts, self.share_prompts)
+        sequences = sequences_of(rollouts, self.share_prompts)
         weights = token_weights(mask, "dapo", self.args.max_completion_length)
         weights = weights.astype(np.float32)
         step = self.learner.step(
@@ -79,7 +79,7 @@ class NetworkValue:
         mask: Bool[np.ndarray, "B T"],
     ) -> dict[str, float]:
         """Every optimizer step of one rollout batch."""
-        sequences, steps = _sequences(rollouts, self.share_prompts), []
+        sequences, steps = sequences_of(rollouts, self.share_prompts), []
         old = rollouts.values_by_source[self.name]
         processes = self.accelerator.num_processes
         for rows in minibatches(len(rollouts), rollouts.step, self.args, processes):
@@ -132,7 +132,3 @@ class NetworkValue:
             "spo/value_grad_norm": steps[-1].grad_norm,
             "spo/value_learning_rate": steps[-1].learning_rate,
         }
-
-
-def _sequences(rollouts: Rollouts, share_prompts: bool) -> Sequences:
-    return Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts)
