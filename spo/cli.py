@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 
 from spo import __version__
+from spo.options import alternatives
 
 MEANT = {
     "model": "model_name_or_path",
@@ -160,9 +161,7 @@ def _add_flag(
     group: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any
 ) -> argparse.Action:
     """The flag of one field; a flag not given stays None, so that the recipe shows through."""
-    kinds = (
-        [kind for kind in get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
-    )
+    kinds = [kind for kind in alternatives(hint) if kind is not type(None)]
     kind = kinds[0]
     default = _default(field)
     text = field.metadata["help"].replace("%", "%%")
@@ -175,23 +174,23 @@ def _add_flag(
         choices = "|".join(get_args(kind))  # where they are many the help names them
         options |= {"choices": get_args(kind), "metavar": choices if len(choices) < 50 else "NAME"}
     elif get_origin(kind) is list:
-        options |= {"nargs": "+", "type": _items(get_args(kind)[0])}
+        item = get_args(kind)[0]
+        options |= {"nargs": "+", "type": _items(str if get_origin(item) is Literal else item)}
     elif get_origin(kind) is dict:
         options |= {"type": _mapping}
+    elif len(kinds) > 1 and get_origin(kinds[1]) is Literal:
+        options |= {"type": _number_or(get_args(kinds[1])), "metavar": f"X|{get_args(kinds[1])[0]}"}
     else:
         options |= {"type": kind}
     return group.add_argument(f"--{field.name}", **options)
-
-
-def _is_union(hint: Any) -> bool:
-    return type(None) in get_args(hint)
 
 
 def _metavar(kind: Any) -> str:
     if kind is bool:
         return "true|false"
     if get_origin(kind) is list:
-        return get_args(kind)[0].__name__.upper()
+        item = get_args(kind)[0]
+        return "NAME" if get_origin(item) is Literal else item.__name__.upper()
     return {int: "N", float: "X", str: "TEXT"}.get(kind, "JSON")
 
 
@@ -207,6 +206,19 @@ def _boolean(text: str) -> bool:
     if text.lower() in ("false", "0", "no"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:
+    """Reader of a number that one of the words may stand for."""
+
+    def read(text: str) -> float | str:
+        try:
+            return text if text in words else float(text)
+        except ValueError:
+            allowed = " or ".join(("a number", *words))
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
+
+    return read
 
 
 def _items(kind: type) -> Callable[[str], list[Any]]:

@@ -26,6 +26,11 @@ BATCH = "batches and steps"
 OPTIM = "optimisation"
 OUTPUT = "output"
 
+SourceName = Literal["surprisal", "reference", "rest", "peers", "history", "hint", "monte_carlo"]
+ItemName = Literal["numbers", "words", "symbols"]
+REFERENCES_OF_RUN = ("peer", "memory")
+"""Origins in `value_reference` that are no columns: completions of the run itself."""
+
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
 
@@ -65,8 +70,13 @@ class SPOConfig:
     gamma: float = option(
         1.0, "Discount factor, applied once per segment, not once per token.", CREDIT, low=0, high=1
     )
-    lam: float = option(
-        0.95, "GAE lambda of the policy's advantages, per segment.", CREDIT, low=0, high=1
+    lam: float | Literal["auto"] = option(
+        0.95,
+        "GAE lambda of the policy's advantages, per segment; 'auto' follows how much of a path's "
+        "outcome the critic explained of late: a right critic wants a low one.",
+        CREDIT,
+        low=0,
+        high=1,
     )
     normalize_advantages: bool = option(
         True,
@@ -153,6 +163,60 @@ class SPOConfig:
         "Without value_model_path it is the whole critic, and costs next to nothing. 'auto': with "
         "a critic network, not without.",
         CRITIC,
+    )
+    value_sources: list[SourceName] | None = option(
+        None,
+        "What a small regression reads beside or instead of a critic network: surprisal (how "
+        "unlikely the path was), reference (how far it agrees with value_reference), rest (how "
+        "hard what is left of the reference is), peers (the siblings' rewards), history (how often "
+        "the prompt was solved before), hint (the policy reads the reference first) and "
+        "monte_carlo (continuations from segment starts). None: with value_reference surprisal, "
+        "reference and, in groups, peers; else as value_features says.",
+        CRITIC,
+    )
+    value_reference: list[str] | None = option(
+        None,
+        "Where the critic, and only the critic, finds a right solution of the prompt: a column of "
+        "the data set, 'peer' (a right sibling in the batch), 'memory' (an earlier right "
+        "completion of the prompt); of several the first that has one for the row.",
+        CRITIC,
+    )
+    value_reference_items: list[ItemName] = option(
+        ["numbers", "words"],
+        "What completion and reference are compared by: numbers, words, or symbols (identifiers "
+        "and single signs, for code and formulas).",
+        CRITIC,
+    )
+    value_reference_prompt: str = option(
+        "Reference solution:\n{reference}\n\n",
+        "What stands before the prompt where the policy (hint) or the critic network "
+        "(value_prompt) reads the reference; in a chat it begins the last message.",
+        CRITIC,
+    )
+    value_right_reward: float = option(
+        1.0,
+        "Reward from which a completion counts as right, for 'peer', 'memory' and history.",
+        CRITIC,
+        low=-1e9,
+    )
+    value_prompt: Literal["prompt", "reference"] = option(
+        "prompt", "What a critic network reads: the prompt, or the reference before it.", CRITIC
+    )
+    value_coefficient: Literal["one", "auto"] = option(
+        "one",
+        "'auto': scale the values of each prompt by the factor that makes advantages smallest on "
+        "the other prompts, so that a bad critic is left out.",
+        CRITIC,
+    )
+    value_continuations: int = option(
+        4, "Continuations from each segment start under monte_carlo.", CRITIC, low=1
+    )
+    value_continued_segments: int | None = option(
+        None,
+        "Segments of each completion that monte_carlo continues from, the ones that start at the "
+        "highest entropies; None: all.",
+        CRITIC,
+        low=1,
     )
     lam_critic: float = option(
         1.0,
@@ -386,6 +450,12 @@ class SPOConfig:
     save_rollouts_steps: int = option(
         1, "Steps between two saved rollout files; 0: none are saved.", OUTPUT, low=0
     )
+    save_columns: list[str] | None = option(
+        None,
+        "Columns of the data set saved with the rollouts; None: answer, and those that "
+        "value_reference names.",
+        OUTPUT,
+    )
     eval_steps: int = option(
         0,
         "Steps between two evaluations; 0: only before the first and after the last.",
@@ -446,14 +516,40 @@ class SPOConfig:
         return self.use_value_network and self.value_model_path is not None
 
     def wants_path_value(self, has_value_network: bool) -> bool:
-        """The features of the path have a part in the value, or are all there is to it."""
+        """The features of the path have a part in the value, or are all there is to it, as
+        `value_features` says; a regression that reads more takes its place."""
+        if self.regression_sources:
+            return False
         if self.value_features == "auto":
             return has_value_network
         return self.use_value_network and self.value_features == "surprisal"
 
+    @property
+    def regression_sources(self) -> list[str]:
+        """What the regression reads; none where `value_features` is all there is to it."""
+        if not self.use_value_network:
+            return []
+        if self.value_sources is None and self.value_reference:
+            peers = ["peers"] if self.num_generations > 1 else []
+            return ["surprisal", "reference", *peers]
+        return list(dict.fromkeys(self.value_sources or []))
+
+    @property
+    def reference_columns(self) -> list[str]:
+        """The columns of the data set among `value_reference`."""
+        return [name for name in self.value_reference or [] if name not in REFERENCES_OF_RUN]
+
+    @property
+    def saved_columns(self) -> list[str]:
+        """Columns of the data set that rollout files hold, where they exist."""
+        if self.save_columns is not None:
+            return self.save_columns
+        return list(dict.fromkeys(["answer", *self.reference_columns]))
+
     def wants_critic(self, has_value_network: bool) -> bool:
         """Advantages come from values, not from the group."""
-        return has_value_network or self.wants_path_value(has_value_network)
+        regression = self.wants_path_value(has_value_network) or bool(self.regression_sources)
+        return has_value_network or regression
 
     def rollout_batch_size(self, num_processes: int = 1) -> int:
         """Completions in one rollout batch over all processes."""
@@ -487,6 +583,7 @@ class SPOConfig:
         check_types(self)
         self._check_ranges()
         self._check_combinations()
+        self._check_critic()
 
     def _check_ranges(self):
         check_bounds(self)
@@ -544,6 +641,33 @@ class SPOConfig:
                 "have more segments, are discounted more.",
                 stacklevel=4,
             )
+
+    def _check_critic(self):
+        """What value sources need of each other."""
+        sources = set(self.regression_sources)
+        for name, needed in (
+            ("value_sources", sources & {"reference", "rest", "hint"}),
+            ("value_prompt", {"reference"} & {self.value_prompt}),
+        ):
+            if needed and not self.value_reference:
+                raise ValueError(
+                    f"{name}={', '.join(sorted(needed))} needs value_reference: a column of the "
+                    "data set, 'peer' or 'memory'."
+                )
+        if self.value_sources and self.value_features == "surprisal":
+            raise ValueError(
+                "value_features is the older name of value_sources; set value_sources alone."
+            )
+        if "peers" in sources or "peer" in (self.value_reference or []):
+            if self.num_generations < 2:
+                raise ValueError(
+                    "The critic cannot read siblings ('peers', 'peer') with num_generations=1: "
+                    "there are none. Set it to 2 or more, or value_reference to 'memory'."
+                )
+        if self.value_prompt == "reference" and not self.use_value_network:
+            raise ValueError("value_prompt='reference' needs a critic network.")
+        if "{reference}" not in self.value_reference_prompt:
+            raise ValueError("value_reference_prompt has no {reference} in it.")
 
     def check_batches(self, num_processes: int, has_critic: bool) -> None:
         """Batch sizes divide each other; raises ValueError naming the nearest sizes that would."""

@@ -11,7 +11,8 @@ import difflib
 import math
 import numbers
 import re
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 TYPES = {
     "bool": bool,
@@ -83,11 +84,15 @@ def check_types(settings: Any) -> None:
         ValueError: a field holds something else than its annotation says.
     """
     for name, choices in literal_choices(type(settings)).items():
-        if getattr(settings, name) not in choices:
-            allowed = ", ".join(str(choice) for choice in choices)
-            raise ValueError(f"{name}={getattr(settings, name)!r} is not one of {allowed}.")
+        held = getattr(settings, name)
+        for value in held if isinstance(held, list) else [held]:
+            if value not in choices:
+                allowed = ", ".join(str(choice) for choice in choices)
+                raise ValueError(f"{name}={value!r} is not one of {allowed}.")
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), TYPES.get(re.match("[a-z]*", field.type)[0])
+        if isinstance(value, str) and f"Literal['{value}']" in field.type:
+            continue  # a word that stands for a number
         if kind is None or isinstance(value, kind) or (value is None and "None" in field.type):
             continue
         if isinstance(value, str):
@@ -97,13 +102,21 @@ def check_types(settings: Any) -> None:
 
 
 def literal_choices(cls: type) -> dict[str, tuple[str | None, ...]]:
-    """The allowed values of every field annotated with Literal, None where that is one."""
+    """The allowed values of every field annotated with Literal or a list of it, None where that is
+    one; not of those that hold a number or a word."""
     choices = {}
     for name, hint in get_type_hints(cls).items():
-        for kind in (hint, *get_args(hint)):
-            if get_origin(kind) is Literal:
-                choices[name] = get_args(kind) + ((None,) if kind is not hint else ())
+        kinds = {None if kind is type(None) else kind for kind in alternatives(hint)}
+        lists = {get_args(kind)[0] for kind in kinds if get_origin(kind) is list}
+        words = [kind for kind in kinds | lists if get_origin(kind) is Literal]
+        if words and not kinds & {int, float}:
+            choices[name] = get_args(words[0]) + ((None,) if None in kinds else ())
     return choices
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """What a field may hold: the members of a union, or the annotation itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def nearest_hint(name: str, candidates) -> str:

@@ -102,6 +102,9 @@ class Rollouts:
         values_by_source: the terms of `token_values` by the name of their source.
         columns: of the data set, one entry per completion: what a value source may read, such as a
             reference solution; never what the policy sees.
+        references: the right solution of each prompt that the critic read, None where it had none;
+            None where it reads none at all.
+        reference_origins: where each came from: the column's name, "peer" or "memory".
     """
 
     step: int
@@ -126,6 +129,8 @@ class Rollouts:
     token_logprobs_sampler: Float[np.ndarray, "B T"] | None = None
     values_by_source: dict[str, Float[np.ndarray, "B T"]] = field(default_factory=dict)
     columns: dict[str, list] = field(default_factory=dict)
+    references: list[str | None] | None = None
+    reference_origins: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -353,6 +358,7 @@ def stack_rows(
     def column(name):
         return [record[name] for record in records]
 
+    kept = [record.get("columns", {}) for record in records]
     return Rollouts(
         step=step,
         num_generations=num_generations,
@@ -370,6 +376,7 @@ def stack_rows(
         prompt_index=np.array(column("prompt_index"), dtype=np.int64),
         action_mask=padded("action_mask", bool),
         token_logprobs_sampler=padded("token_logprobs_sampler", np.float32),
+        columns={name: [row[name] for row in kept] for name in kept[0]},
     )
 
 

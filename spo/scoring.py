@@ -4,7 +4,7 @@ Axes: b rows of this process, B of all processes, T completion tokens.
 """
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ def score(
         "truncated": completions.truncated,
         "action_mask": completions.action_mask,
         "token_logprobs_sampler": completions.token_logprobs_sampler,
+        "columns": _kept_columns(prompts, args),
     } | token_columns(completions, policy, reference, args)
     columns = {name: column for name, column in columns.items() if column is not None}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -70,6 +71,19 @@ def score(
             f"Step {prompts.step}: every completion is empty; check the end token and the prompts."
         )
     return rollouts
+
+
+def _kept_columns(prompts: PromptBatch, args: SPOConfig) -> list[dict[str, Any]]:
+    """Of each row what the critic may read of the data set, and what is saved of it."""
+    sources = args.regression_sources
+    if "monte_carlo" in sources:
+        names = [*prompts.columns, "prompt"]
+    else:
+        reads_prompt = "hint" in sources or args.value_prompt == "reference"
+        names = [*args.saved_columns, *args.reference_columns, *(["prompt"] * reads_prompt)]
+    known = prompts.columns | {"prompt": prompts.prompts}
+    names = [name for name in dict.fromkeys(names) if name in known]
+    return [{name: known[name][row] for name in names} for row in range(len(prompts))]
 
 
 def reward(
