@@ -658,12 +658,12 @@ class SPOConfig:
             raise ValueError(
                 "value_features is the older name of value_sources; set value_sources alone."
             )
-        if "peers" in sources or "peer" in (self.value_reference or []):
-            if self.num_generations < 2:
-                raise ValueError(
-                    "The critic cannot read siblings ('peers', 'peer') with num_generations=1: "
-                    "there are none. Set it to 2 or more, or value_reference to 'memory'."
-                )
+        reads_siblings = "peers" in sources or "peer" in (self.value_reference or [])
+        if reads_siblings and self.num_generations < 2:
+            raise ValueError(
+                "The critic cannot read siblings ('peers', 'peer') with num_generations=1: there "
+                "are none. Set it to 2 or more, or value_reference to 'memory'."
+            )
         if self.value_prompt == "reference" and not self.use_value_network:
             raise ValueError("value_prompt='reference' needs a critic network.")
         if "{reference}" not in self.value_reference_prompt:

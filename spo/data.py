@@ -195,6 +195,25 @@ def prepare_split(
     return prepared.dataset
 
 
+def tokenize_prompts(
+    prompts: list[Any], columns: dict[str, list], tokenizer: Any, args: SPOConfig
+) -> list[list[int]]:
+    """Token ids of other prompts than the data set's, made as `prepare_split` makes those.
+
+    `columns` may hold what a row's chat template is told."""
+    found = _tokenize_batch(
+        columns | {"prompt": prompts},
+        range(len(prompts)),
+        column="prompt",
+        tokenizer=tokenizer,
+        is_chat=not isinstance(prompts[0], str),
+        max_length=None,
+        template_kwargs=args.chat_template_kwargs or {},
+        code_version=__version__,
+    )
+    return found["prompt_ids"]
+
+
 def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts) -> None:
     _require_dataset(dataset)
     if len(dataset) == 0:

@@ -11,6 +11,7 @@ right-padded; F reward functions.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = [
     "SavedRollouts",
     "from_columns",
     "load_rollouts",
+    "pad_rows",
     "read_metadata",
     "save_rollouts",
     "schema",
@@ -378,6 +380,15 @@ def stack_rows(
         token_logprobs_sampler=padded("token_logprobs_sampler", np.float32),
         columns={name: [row[name] for row in kept] for name in kept[0]},
     )
+
+
+def pad_rows(
+    rows: Sequence[Sequence[float] | np.ndarray], mask: Bool[np.ndarray, "B T"]
+) -> Float[np.ndarray, "B T"]:
+    """Ragged numbers, one for each masked token, laid out as the mask; 0 elsewhere."""
+    found = np.zeros(mask.shape)
+    found[mask] = np.concatenate(rows)
+    return found
 
 
 def select_rows(rollouts: Rollouts, rows: Any) -> Rollouts:

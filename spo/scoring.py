@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from spo.config import SPOConfig
@@ -80,7 +81,8 @@ def _kept_columns(prompts: PromptBatch, args: SPOConfig) -> list[dict[str, Any]]
         names = [*prompts.columns, "prompt"]
     else:
         reads_prompt = "hint" in sources or args.value_prompt == "reference"
-        names = [*args.saved_columns, *args.reference_columns, *(["prompt"] * reads_prompt)]
+        of_prompt = ("prompt", "tools", "chat_template_kwargs") if reads_prompt else ()
+        names = [*args.saved_columns, *args.reference_columns, *of_prompt]
     known = prompts.columns | {"prompt": prompts.prompts}
     names = [name for name in dict.fromkeys(names) if name in known]
     return [{name: known[name][row] for name in names} for row in range(len(prompts))]
@@ -181,3 +183,23 @@ def score_rows(
                 for row, numbers in zip(batch.rows, part.cpu().numpy(), strict=True):
                     column[row] = numbers[: sequences.lengths[row]]
     return tuple(columns)
+
+
+def score_shared(
+    network: Network,
+    want: Literal["logprobs_and_entropies", "values"],
+    prompt_ids: list[list[int]],
+    token_ids: list[list[int]],
+    args: SPOConfig,
+) -> tuple[list[np.ndarray], ...]:
+    """`score_rows` of rows that every process has: each does its share, all get the whole."""
+    processes = PartialState()
+    mine = np.array_split(np.arange(len(token_ids)), processes.num_processes)
+    mine = mine[processes.process_index]
+    sequences = Sequences(
+        [prompt_ids[row] for row in mine],
+        [token_ids[row] for row in mine],
+        args.share_prompts and network.can_share_prompts,
+    )
+    columns = score_rows(network, want, sequences, args)
+    return tuple(gather_object(column) for column in columns)

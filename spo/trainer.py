@@ -38,7 +38,7 @@ from spo.run.run import Run, guarded
 from spo.scoring import check_finite, check_scored, score
 from spo.segments import segment
 from spo.update import update
-from spo.values.critic import build_critic
+from spo.values.build import CriticBuilder
 
 
 class SPOTrainer:
@@ -107,9 +107,11 @@ class SPOTrainer:
         updates = args.updates_per_step(accelerator.num_processes)
         plan = (accelerator, args, self.max_steps * updates)
         self.policy_learner = build_learner(self.policy, "logprobs", *plan, *optimizers)
-        self.critic = build_critic(critic_network, value_model, *plan)
         self.sampling_params = sampling_params(self.model, self.processing_class, args)
         self.generator = build_generator(rollout_func, self, self.policy, args)
+        samples = (self.processing_class, self.generator, self.sampling_params)
+        parts = (self.policy, *samples, self.reward_functions, self.train_dataset, args)
+        self.critic = CriticBuilder(*parts).build(critic_network, value_model, *plan)
         self._begin_run(callbacks or [], networks, updates)
 
     def _begin_run(self, callbacks: Sequence[Any], networks: tuple, updates: int) -> None:
@@ -151,28 +153,34 @@ class SPOTrainer:
                 with timer("credit"):
                     segment_ids = segment(rollouts, args)  # (B, T)
                 with timer("update"):
-                    values, value_metrics = self.critic.read(rollouts, segment_ids)
-                    rollouts = rollouts.with_values(values)
+                    settings = self.critic.settings
+                    rollouts, value_metrics = self.critic.read(rollouts, segment_ids)
                 with timer("credit"):
-                    credit = assign_credit(rollouts, args, segment_ids)
+                    credit = assign_credit(rollouts, settings, segment_ids)
                 with timer("update"):
                     metrics = update(rollouts, credit, self.policy_learner, self.critic, args)
             except NonFiniteLossError as error:
                 raise self.run.explain(error, rollouts, credit) from error
             self.generator.load(self.policy)
             metrics = rollout_metrics(rollouts, credit, args) | value_metrics | metrics
-            self.finish_step(step, rollouts, credit, metrics)
+            self.finish_step(step, rollouts, credit, settings, metrics)
         self.run.end(self._trained(), self._saved())
         return metrics
 
     def finish_step(
-        self, step: int, rollouts: Rollouts, credit: Credit, metrics: dict[str, float]
+        self,
+        step: int,
+        rollouts: Rollouts,
+        credit: Credit,
+        settings: SPOConfig,
+        metrics: dict[str, float],
     ) -> None:
-        """Log, save rollouts, evaluate, checkpoint, and tell the callbacks."""
+        """Log, save rollouts with the settings of their credit, evaluate, checkpoint, and tell the
+        callbacks."""
         metrics |= self.timer.metrics(int(rollouts.actions.sum()))
         self.run.log_step(step, self.prompts.batches.epoch(step), metrics)
         self.run.reporter.show_completions(step, rollouts)
-        self.run.save_rollouts(rollouts, credit)
+        self.run.save_rollouts(rollouts, credit, settings)
         if self.run.wants_evaluation(step) and self.eval_dataset is not None:
             self.evaluate()
         if self.run.wants_checkpoint(step):

@@ -23,7 +23,7 @@ def update(
 ) -> dict[str, float]:
     """Fit the critic to the returns and the policy to the advantages -> metrics: means over the
     steps, gradient norms and learning rates of the last one."""
-    metrics = {} if credit.token_returns is None else critic.fit(rollouts, credit.token_returns)
+    metrics = critic.fit(rollouts, credit)
     warming_up = bool(critic.sources) and rollouts.step <= args.value_warmup_steps
     return metrics | update_policy(rollouts, credit, policy, args, skip=warming_up)
 

@@ -23,6 +23,7 @@ def rollouts_of(
 
     Log-probs and entropies are drawn token by token, so a shorter text has the same beginning.
     """
+    characters = [[ord(c) for c in text] for text in completions] if cuts is None else None
     cuts = cuts or [[len(c.encode()) for c in text] for text in completions]
     lengths = [len(pieces) + 1 for pieces in cuts]
     shape = (len(completions), max(lengths))
@@ -30,6 +31,9 @@ def rollouts_of(
     for row, pieces in enumerate(cuts):
         token_ends[row, : lengths[row]] = np.cumsum([*pieces, 0])
     mask = np.arange(shape[1]) < np.array(lengths)[:, None]
+    token_ids = np.zeros(shape, dtype=np.int64)
+    for row, ids in enumerate(characters or []):
+        token_ids[row, : len(ids)] = ids
     rng = np.random.default_rng(seed)
     noise = rng.exponential(size=(200, 2, shape[0]))[: shape[1]].transpose(1, 2, 0)
     rewards = np.array([0.0] * shape[0] if rewards is None else rewards, dtype=np.float32)
@@ -42,7 +46,7 @@ def rollouts_of(
         prompts=prompts or [""] * shape[0],
         completions=completions,
         prompt_ids=[[0]] * shape[0],
-        token_ids=np.zeros(shape, dtype=np.int64),
+        token_ids=token_ids,
         completion_mask=mask,
         token_ends=token_ends,
         token_entropies=np.where(mask, noise[0], 0.0).astype(np.float32),

@@ -110,7 +110,7 @@ def test_alone_it_trains_as_beside_a_network_that_says_nothing(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     for name, sums in alone.critic.path.state().items():
         assert sums.equal(beside.critic.path.state()[name])
-    assert "the path's features alone" in (tmp_path / "alone" / "README.md").read_text()
+    assert "no network; it reads path" in (tmp_path / "alone" / "README.md").read_text()
 
 
 def test_alone_it_is_fitted_before_the_policy_moves_and_resumes(tmp_path):

@@ -85,7 +85,7 @@ def test_with_the_old_ridge_and_no_clip_it_is_the_path_value():
         rollouts = rollouts_of(texts, rewards=[1, 0, 0.5] * 8, seed=seed)
         mask = rollouts.completion_mask
         np.testing.assert_allclose(
-            new.predict(rollouts, None)[mask],
+            new.predict(rollouts, np.zeros(rollouts.completion_mask.shape, int))[mask],
             old.predict(rollouts, np.zeros(mask.shape, int))[mask],
             rtol=3e-7,
             atol=1e-9,
@@ -100,8 +100,11 @@ def test_unscorable_rows_are_not_fitted():
     source = Regression("path", [SurprisalInputs()])
     rollouts = rollouts_of(["123", "456"], rewards=[1, float("nan")])
     returns = np.where(rollouts.completion_mask, rollouts.completion_rewards[:, None], 0.0)
+    source.predict(rollouts, np.zeros(rollouts.completion_mask.shape, int))
     source.fit(rollouts, returns, rollouts.loss_mask(False))
-    assert np.isfinite(source.predict(rollouts, None)).all()
+    assert np.isfinite(
+        source.predict(rollouts, np.zeros(rollouts.completion_mask.shape, int))
+    ).all()
 
 
 # --- the factor -----------------------------------------------------------------------------------

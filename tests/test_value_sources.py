@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,50 +10,134 @@ from critic_rollouts import rollouts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spo import SPOConfig
+from spo.advantages import assign_credit
+from spo.generation.engine import SamplingParams
+from spo.rollouts import Completions, Rollouts
 from spo.segments import find_boundaries, segment_ids_from_boundaries
 from spo.values.coefficient import value_coefficients
+from spo.values.critic import Critic
+from spo.values.hint import HintInputs
+from spo.values.monte_carlo import MonteCarloInputs
 from spo.values.peers import PeerInputs, leave_one_out
 from spo.values.prompt_memory import HistoryInputs, PromptMemory
-from spo.values.reference import ReferenceInputs, column_references, peer_references
+from spo.values.reference import ReferenceInputs
+from spo.values.references import References, right_siblings
 from spo.values.regression import Regression
+from spo.values.rest import RestInputs, ScoredReference
 from spo.values.surprisal import SurprisalInputs
 
 PROMPT = "1+2"
-REFERENCES = {"solution": ["1+2=3"] * 6, "answer": [3] * 6}
+REFERENCES = {"solution": ["1+2=3"] * 6, "answer": [3] * 6, "prompt": [PROMPT] * 6}
 EARLIER = ["1+2=3", "1+2=4", "2+1=3", "12", "3", "1"]
 
 
-def sources() -> dict[str, Regression]:
-    """Each source alone and all together, fitted on a few earlier completions."""
-    made = {
-        "surprisal": [SurprisalInputs()],
-        "column": [ReferenceInputs(["solution"])],
-        "symbols": [ReferenceInputs(["solution"], ["symbols"])],
-        "peer": [ReferenceInputs(["peer"])],
-        "memory": [ReferenceInputs(["memory"], memory=PromptMemory(8, 16))],
-        "peers": [PeerInputs()],
-        "history": [HistoryInputs(PromptMemory(8, 16), right_reward=1.0)],
-    }
-    memory = PromptMemory(8, 16)
-    made["all"] = [
-        SurprisalInputs(),
-        ReferenceInputs(["memory", "peer", "answer"], memory=memory),
-        PeerInputs(),
-        HistoryInputs(memory),
+def cut(rollouts: Rollouts) -> np.ndarray:
+    """Segments of two tokens."""
+    positions = np.arange(rollouts.completion_mask.shape[1])
+    return np.where(rollouts.completion_mask, positions // 2, -1)
+
+
+def critic(inputs: list, origins: list[str] | None = None, memory=None) -> Critic:
+    memory = memory or PromptMemory(1.0, 8, 16)
+    references = References(origins, 1.0, memory) if origins else None
+    args = SPOConfig(lam=1.0, normalize_advantages=False)
+    return Critic([Regression("regression", inputs)], args, references, memory)
+
+
+def score_by_length(rollouts: Rollouts) -> list[ScoredReference | None]:
+    """Each character of a reference a token."""
+    return [
+        None if text is None else ScoredReference(*_numbers(len(text)))
+        for text in rollouts.references
     ]
-    fitted = {name: Regression(name, inputs) for name, inputs in made.items()}
-    for source in fitted.values():
+
+
+def _numbers(count: int):
+    positions = np.arange(count)
+    return positions + 1, -np.cos(positions) - 1.5, np.sin(positions) + 1.5
+
+
+def hinted_ids(rollouts: Rollouts) -> list[list[int]]:
+    return [[ord(c) for c in text or ""] for text in rollouts.references]
+
+
+def score_by_ids(prompt_ids: list[list[int]], token_ids: list[list[int]]):
+    """A causal model of a kind: what it says of a token depends on all before it and on the token,
+    its entropy on all before it."""
+    before = [np.cumsum([sum(p), *t])[:-1] for p, t in zip(prompt_ids, token_ids, strict=True)]
+    logprobs = [-1.5 - np.cos(b + t) for b, t in zip(before, map(np.array, token_ids), strict=True)]
+    return logprobs, [1.5 + np.sin(b) for b in before]
+
+
+def go_on(prompts, params, step) -> Completions:
+    """One more token, which follows from those before it and which continuation it is."""
+    ids = [
+        [(sum(b) + int(r) % 2) % 7 + 1]
+        for b, r in zip(prompts.prompt_ids, prompts.rows, strict=True)
+    ]
+    return Completions(prompts.prompt_ids, ids, [False] * len(ids))
+
+
+def pay_last(prompts, texts, completions) -> np.ndarray:
+    return np.array([ids[-1] / 7 for ids in completions.token_ids])
+
+
+CHARACTERS = SimpleNamespace(
+    batch_decode=lambda rows, **_: ["".join(map(chr, row)) for row in rows],
+    decode=lambda row, **_: "".join(map(chr, row)),
+)
+
+
+def continued(num_segments: int | None = None) -> MonteCarloInputs:
+    params = SamplingParams(max_new_tokens=50, eos_token_ids=(0,), temperature=1.0)
+    return MonteCarloInputs(go_on, params, CHARACTERS, pay_last, 2, num_segments)
+
+
+def critics() -> dict[str, Critic]:
+    """Each source alone and all together, fitted on a few earlier completions."""
+    surprisal, reference, peers = SurprisalInputs(), ReferenceInputs(), PeerInputs()
+    memory = PromptMemory(1.0, 8, 16)
+    history = HistoryInputs(memory)
+    made = {
+        "surprisal": critic([surprisal]),
+        "column": critic([reference], ["solution"]),
+        "symbols": critic([ReferenceInputs(["symbols"])], ["solution"]),
+        "rest": critic([RestInputs(score_by_length)], ["solution"]),
+        "hint": critic([HintInputs(hinted_ids, score_by_ids)], ["solution"]),
+        "peer": critic([reference], ["peer"]),
+        "hint_of_peer": critic([HintInputs(hinted_ids, score_by_ids)], ["peer"]),
+        "memory": critic([reference], ["memory"]),
+        "peers": critic([peers]),
+        "history": critic([HistoryInputs(PromptMemory(1.0, 8, 16))]),
+        "monte_carlo": critic([continued()]),
+        "all": critic(
+            [
+                *(surprisal, reference, RestInputs(score_by_length), peers, history),
+                *(HintInputs(hinted_ids, score_by_ids), continued()),
+            ],
+            ["memory", "peer", "answer"],
+            memory,
+        ),
+    }
+    for each in made.values():
         for seed in range(3):
             earlier = rollouts_of(
                 EARLIER, [PROMPT] * 6, [1, 0, 1, 0, 0.5, 0], 3, REFERENCES, [0] * 6, seed=seed
             )
-            mask = earlier.completion_mask
-            returns = np.where(mask, earlier.completion_rewards[:, None], 0.0)
-            source.fit(earlier, returns, mask)
-    return fitted
+            ids = cut(earlier)
+            read, _ = each.read(earlier, ids)
+            each.fit(read, assign_credit(read, each.args, ids))
+    return made
 
 
-SOURCES = sources()
+CRITICS = critics()
+
+
+def values_of(name: str, rollouts: Rollouts) -> np.ndarray:
+    return CRITICS[name].read(rollouts, cut(rollouts))[0].token_values
+
+
 PIECES = st.lists(st.sampled_from(["1", "2", "3", "+", "=", " ", "12"]), max_size=8).map("".join)
 
 
@@ -73,8 +158,8 @@ def test_no_source_sees_the_token_or_what_follows(before, one, other, siblings, 
         entropies = rollouts.token_entropies.copy()
         entropies[place, positions > len(before)] += reward  # that at t is known at t
         found.append(replace(rollouts, token_logprobs_old=logprobs, token_entropies=entropies))
-    for name, source in SOURCES.items():
-        first, second = (source.predict(rollouts)[place, : len(before) + 1] for rollouts in found)
+    for name in CRITICS:
+        first, second = (values_of(name, r)[place, : len(before) + 1] for r in found)
         np.testing.assert_array_equal(first, second, err_msg=name)
 
 
@@ -120,12 +205,12 @@ def pairs_of_siblings():
     return replace(rollouts, token_logprobs_old=logprobs, token_entropies=entropies), rows
 
 
-@pytest.mark.parametrize("name", sorted(SOURCES))
+@pytest.mark.parametrize("name", sorted(CRITICS))
 def test_the_expected_gradient_is_the_true_one(name):
     """λ = 1: Σ ∇ log π(y_t | s_t) (R − V(s_t)), over both siblings of all pairs."""
     rollouts, rows = pairs_of_siblings()
-    values = SOURCES[name].predict(rollouts)[:, :LENGTH]
-    assert np.abs(values).min() > 1e-3
+    values = values_of(name, rollouts)[:, :LENGTH]
+    assert np.abs(values).mean() > 0.1
     advantages = REWARDS[rows][:, None] - values
     gradients = np.einsum("rtij,rt->rij", SCORES[rows], advantages)
     per_pair = gradients.reshape(len(PAIRS), 2, LENGTH, 3).mean(1)
@@ -148,7 +233,7 @@ def test_the_measured_factor_keeps_the_expected_gradient():
     rows = [row for pair in PAIRS for row in pair]
     columns = {name: column[:1] * len(rows) for name, column in REFERENCES.items()}
     rollouts = rollouts_of([TEXTS[row] for row in rows], [PROMPT] * len(rows), columns=columns)
-    values = SOURCES["column"].predict(rollouts)
+    values = values_of("column", rollouts)
     mask = rollouts.completion_mask
     ids = segment_ids_from_boundaries(find_boundaries(rollouts.token_entropies, mask, 1.0), mask)
     returns = np.where(mask, REWARDS[rows][:, None], 0.0)
@@ -182,20 +267,14 @@ def test_siblings_without_oneself(rewards, num_generations):
 @given(st.lists(REWARD, min_size=8, max_size=8), st.sampled_from([2, 4, 8]))
 def test_a_right_sibling_is_the_best_one_and_never_oneself(rewards, num_generations):
     rollouts = rollouts_of([f"text {i}" for i in range(8)], None, rewards, num_generations)
-    texts, rows = peer_references(rollouts)
+    rows = right_siblings(rollouts, 1.0)
+    texts = References(["peer"]).find(rollouts).references
     for row in range(8):
         group = row // num_generations * num_generations
         right = [i for i in range(group, group + num_generations) if i != row and rewards[i] >= 1.0]
         best = max(right, key=lambda i: (rewards[i], -i), default=None)
         assert rows[row] == best
         assert texts[row] == (None if best is None else f"text {best}")
-
-
-def test_one_completion_a_prompt_has_no_siblings():
-    rollouts = rollouts_of(["1", "2"])
-    for inputs in (PeerInputs(), ReferenceInputs(["peer"])):
-        with pytest.raises(ValueError, match="num_generations of at least 2"):
-            inputs.read(rollouts)
 
 
 # --- where a reference comes from -----------------------------------------------------------------
@@ -208,64 +287,64 @@ def test_the_first_origin_that_has_one_is_taken():
         num_generations=2,
         columns={"solution": ["2<<1+1=2>>", None, "", " "], "answer": [7, 8, 9, None]},
     )
-    texts, origins = ReferenceInputs(["solution", "peer", "answer"]).references(rollouts)
+    found = References(["solution", "peer", "answer"]).find(rollouts)
+    texts, origins = found.references, found.reference_origins
     assert texts == ["2", "8", "9", None]
     assert origins == ["solution", "answer", "answer", None]
-    texts, origins = ReferenceInputs(["peer", "answer"]).references(rollouts)
+    found = References(["peer", "answer"]).find(rollouts)
+    texts, origins = found.references, found.reference_origins
     assert texts == ["b 1", "8", "9", None]
     assert origins == ["peer", "answer", "answer", None]
 
 
 def test_a_row_without_a_reference_is_zero_and_marked():
     rollouts = rollouts_of(["1", "1"], columns={"solution": ["1", None]})
-    read = ReferenceInputs(["solution"], ["numbers"]).read(rollouts)
+    rollouts = References(["solution"]).find(rollouts)
+    read = ReferenceInputs(["numbers"]).read(rollouts, cut(rollouts))
     assert read[:, 0, -1].tolist() == [0, 1]
     assert not read[1, :, :-1].any()
 
 
-def test_a_missing_column_is_named():
-    rollouts = rollouts_of(["1"], columns={"answer": ["1"]})
-    with pytest.raises(ValueError, match=r"column 'soluton'.*its columns are: answer"):
-        column_references(rollouts, "soluton")
-
-
 def test_memory_gives_the_latest_right_completion_of_earlier_batches():
-    inputs = ReferenceInputs(["memory"], memory=PromptMemory(4, 8))
+    memory = PromptMemory(1.0, 4, 8)
+    references = References(["memory"], memory=memory)
     first = rollouts_of(["1", "22", "333"], rewards=[1, 0, 1], prompt_index=[0, 0, 1])
-    assert inputs.references(first)[0] == [None] * 3  # not even a sibling's
-    inputs.observe(first)
+    assert references.find(first).references == [None] * 3  # not even a sibling's
+    memory.remember(first)
     second = rollouts_of(
         ["5", "6", "é", "too long for it"], rewards=[1, 0, 1, 1], prompt_index=[0, 1, 1, 0]
     )
-    assert inputs.references(second)[0] == ["1", "333", "333", "1"]
-    inputs.observe(second)
-    assert inputs.references(second)[0] == ["5", "é", "é", "5"]
+    assert references.find(second).references == ["1", "333", "333", "1"]
+    memory.remember(second)
+    assert references.find(second).references == ["5", "é", "é", "5"]
     newer = rollouts_of(["7"], rewards=[0], prompt_index=[4])  # it has the slot of prompt 0
-    inputs.observe(newer)
-    assert inputs.references(second)[0] == [None, "é", "é", None]
-    assert [column.tolist() for column in inputs.memory.record(np.array([4, 0, 1]))] == [
+    memory.remember(newer)
+    assert references.find(second).references == [None, "é", "é", None]
+    assert [column.tolist() for column in memory.record(np.array([4, 0, 1]))] == [
         [1, 0, 3],
         [0, 0, 2],
     ]
 
 
 def test_history_counts_scored_completions_of_earlier_batches():
-    inputs = HistoryInputs(PromptMemory(4, 8), right_reward=1.0)
+    memory = PromptMemory(1.0, 4, 8)
+    inputs = HistoryInputs(memory)
     batch = rollouts_of(["a", "b", "c"], rewards=[1, 0, float("nan")], prompt_index=[2, 2, 3])
-    assert not inputs.read(batch).any()
-    inputs.observe(batch)
-    read = inputs.read(batch)
+    assert not inputs.read(batch, cut(batch)).any()
+    memory.remember(batch)
+    read = inputs.read(batch, cut(batch))
     assert read[0, 0].tolist() == pytest.approx([1 / 2, 2 / 3])
     assert read[2, 0].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("name", sorted(SOURCES))
+@pytest.mark.parametrize("name", sorted(CRITICS))
 def test_writing_into_the_state_restores_it(name):
-    source, again = SOURCES[name], sources()[name]
-    saved = {key: array.copy() for key, array in source.state().items()}
-    for array in again.state().values():
-        array[...] = 0
-    for key, array in again.state().items():
-        array[...] = saved[key]
+    again = critics()[name]
+    saved = {key: tensor.clone() for key, tensor in CRITICS[name].state().items()}
+    for tensor in again.state().values():
+        tensor.zero_()
+    for key, tensor in again.state().items():
+        tensor.copy_(saved[key])
     rollouts, _ = pairs_of_siblings()
-    np.testing.assert_array_equal(source.predict(rollouts), again.predict(rollouts))
+    restored = again.read(rollouts, cut(rollouts))[0].token_values
+    np.testing.assert_array_equal(values_of(name, rollouts), restored)

@@ -48,11 +48,16 @@ def check_vocabulary(model: PreTrainedModel | PeftModel, processing_class) -> No
         )
 
 
+def known_positions(config: PreTrainedConfig) -> int | None:
+    """How many the model can tell apart; None: as many as there are."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_lengths(
     config: PreTrainedConfig, prompt_ids: Iterable[list[int]], max_completion_length: int
 ) -> None:
     """The longest prompt and its completion fit into the model's positions."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = known_positions(config)
     longest = max(map(len, prompt_ids), default=0)
     if positions and longest + max_completion_length > positions:
         raise ValueError(

@@ -180,15 +180,15 @@ class Run:
         self.state.log_history.append({"step": self.state.global_step} | metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
 
-    def save_rollouts(self, rollouts: Rollouts, credit: Credit) -> None:
-        """The Parquet file of a step, every `save_rollouts_steps`."""
+    def save_rollouts(self, rollouts: Rollouts, credit: Credit, settings: SPOConfig) -> None:
+        """The Parquet file of a step, every `save_rollouts_steps`; `settings`: of its credit."""
         if (
             is_due(rollouts.step, self.args.save_rollouts_steps)
             and self.accelerator.is_main_process
         ):
             path = self.output_dir / "rollouts" / f"step-{rollouts.step:06d}.parquet"
             with self._writing("rollouts"):
-                save_rollouts(rollouts, path, credit, self.args, self.name)
+                save_rollouts(rollouts, path, credit, settings, self.name)
                 index.append(rollouts, credit, path.parent)
 
     def save_checkpoint(self, step: int, weights: dict[str, torch.Tensor]) -> Path:

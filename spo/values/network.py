@@ -3,6 +3,9 @@
 Axes: B completions of the rollout batch, b rows of a micro-batch, T completion tokens.
 """
 
+from collections.abc import Callable
+from operator import attrgetter
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,11 +13,11 @@ from torch import Tensor
 
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError
-from spo.learner import Learner, LossOf, Step, minibatches, sequences_of, totals
+from spo.learner import Learner, LossOf, Step, minibatches, totals
 from spo.losses import token_weights, value_loss
 from spo.networks.batching import MicroBatch, Sequences
-from spo.rollouts import Rollouts
-from spo.scoring import score_rows
+from spo.rollouts import Rollouts, pad_rows
+from spo.scoring import score_shared
 
 
 class NetworkValue:
@@ -22,9 +25,16 @@ class NetworkValue:
 
     name = "network"
 
-    def __init__(self, learner: Learner, args: SPOConfig):
+    def __init__(
+        self,
+        learner: Learner,
+        args: SPOConfig,
+        prompts_of: Callable[[Rollouts], list[list[int]]] = attrgetter("prompt_ids"),
+    ):
+        """`prompts_of`: what it reads before the completions, a reference perhaps."""
         self.learner, self.args, self.accelerator = learner, args, learner.accelerator
         self.share_prompts = args.share_prompts and learner.network.can_share_prompts
+        self.prompts_of = prompts_of
 
     @property
     def fits_while_reading(self) -> bool:
@@ -41,16 +51,10 @@ class NetworkValue:
         self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
     ) -> Float[np.ndarray, "B T"]:
         """One pass without gradient, each process doing its share of the rows."""
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine = np.array_split(np.arange(len(rollouts)), processes)[rank]
-        token_ids = rollouts.ragged_token_ids
-        sequences = Sequences(
-            [rollouts.prompt_ids[row] for row in mine],
-            [token_ids[row] for row in mine],
-            self.share_prompts,
-        )
-        (columns,) = score_rows(self.learner.network, "values", sequences, self.args)
-        return self._of_all_processes(dict(zip(mine.tolist(), columns, strict=True)), rollouts)
+        prompt_ids, token_ids = self.prompts_of(rollouts), rollouts.ragged_token_ids
+        args = self.args
+        (rows,) = score_shared(self.learner.network, "values", prompt_ids, token_ids, args)
+        return pad_rows(rows, rollouts.completion_mask).astype(np.float32)
 
     def predict_and_fit(
         self,
@@ -60,7 +64,7 @@ class NetworkValue:
     ) -> tuple[Float[np.ndarray, "B T"], dict[str, float]]:
         """The values before a step and the step itself, in one pass over all rows: those outside
         the loss have values as well."""
-        sequences = sequences_of(rollouts, self.share_prompts)
+        sequences = self._sequences(rollouts)
         weights = token_weights(mask, "dapo", self.args.max_completion_length)
         weights = weights.astype(np.float32)
         step = self.learner.step(
@@ -79,7 +83,7 @@ class NetworkValue:
         mask: Bool[np.ndarray, "B T"],
     ) -> dict[str, float]:
         """Every optimizer step of one rollout batch."""
-        sequences, steps = sequences_of(rollouts, self.share_prompts), []
+        sequences, steps = self._sequences(rollouts), []
         old = rollouts.values_by_source[self.name]
         processes = self.accelerator.num_processes
         for rows in minibatches(len(rollouts), rollouts.step, self.args, processes):
@@ -93,6 +97,9 @@ class NetworkValue:
         """The trained weights by position; the optimizer's state is saved by Accelerate."""
         weights = enumerate(self.learner.network.trainable)
         return {str(i): weight.detach() for i, weight in weights}
+
+    def _sequences(self, rollouts: Rollouts) -> Sequences:
+        return Sequences(self.prompts_of(rollouts), rollouts.ragged_token_ids, self.share_prompts)
 
     def _loss_of(self, targets: np.ndarray, old: np.ndarray | None, weights: np.ndarray) -> LossOf:
         """½ (V − target)², clipped around the `old` values; None: the ones it computes."""

@@ -4,7 +4,7 @@ Axes: B completions in groups of G = `num_generations`, T completion tokens.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from spo.rollouts import Rollouts
 
@@ -34,7 +34,9 @@ class PeerInputs:
     name = "peers"
     width = 2
 
-    def read(self, rollouts: Rollouts) -> Float[np.ndarray, "B T 2"]:
+    def read(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T 2"]:
         """The same before every token of a completion.
 
         Raises:
@@ -48,9 +50,3 @@ class PeerInputs:
         means, counts = leave_one_out(rollouts.completion_rewards, rollouts.num_generations)
         per_row = np.stack([means, counts / (counts + 1)], axis=-1)
         return np.where(rollouts.completion_mask[..., None], per_row[:, None], 0.0)
-
-    def observe(self, rollouts: Rollouts) -> None:
-        """It remembers nothing."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}

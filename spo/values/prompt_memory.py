@@ -16,6 +16,7 @@ class PromptMemory:
     """What earlier batches showed of each prompt.
 
     Args:
+        right_reward: from which reward on a completion is right.
         num_slots: prompts remembered; the data set's size is enough.
         num_bytes: UTF-8 bytes of the longest text kept.
 
@@ -25,7 +26,8 @@ class PromptMemory:
         tries, successes: scored completions of the prompt so far, and right ones.
     """
 
-    def __init__(self, num_slots: int = 4096, num_bytes: int = 4096):
+    def __init__(self, right_reward: float, num_slots: int = 4096, num_bytes: int = 4096):
+        self.right_reward = right_reward
         self.owners = np.full(num_slots, EMPTY, dtype=np.int64)
         self.lengths = np.full(num_slots, EMPTY, dtype=np.int64)
         self.texts = np.zeros((num_slots, num_bytes), dtype=np.uint8)
@@ -47,7 +49,7 @@ class PromptMemory:
         known = self.owners[slots] == prompt_index
         return np.where(known, self.tries[slots], 0), np.where(known, self.successes[slots], 0)
 
-    def remember(self, rollouts: Rollouts, right_reward: float) -> None:
+    def remember(self, rollouts: Rollouts) -> None:
         """Take in a batch; of several right completions of a prompt the last is kept."""
         for row in np.flatnonzero(~np.isnan(rollouts.completion_rewards)):
             index = int(rollouts.prompt_index[row])
@@ -56,7 +58,7 @@ class PromptMemory:
                 self.owners[slot], self.lengths[slot] = index, EMPTY
                 self.tries[slot] = self.successes[slot] = 0
             self.tries[slot] += 1
-            if rollouts.completion_rewards[row] >= right_reward:
+            if rollouts.completion_rewards[row] >= self.right_reward:
                 self.successes[slot] += 1
                 self._keep(slot, rollouts.completions[row].encode())
 
@@ -71,25 +73,18 @@ class PromptMemory:
 
 
 class HistoryInputs:
-    """How often the prompt was solved before: the mean of its rewards right or wrong, and how sure
-    that is, n / (n + 1) after n completions. `ReferenceInputs` fills the memory, or `owner` does.
-    """
+    """How often the prompt was solved before: the share of right completions among those scored,
+    and how sure that is, n / (n + 1) after n."""
 
     name = "history"
     width = 2
 
-    def __init__(self, memory: PromptMemory, right_reward: float | None = None):
-        """`right_reward`: given where no other inputs fill the memory."""
-        self.memory, self.right_reward = memory, right_reward
+    def __init__(self, memory: PromptMemory):
+        self.memory = memory
 
-    def read(self, rollouts: Rollouts) -> Float[np.ndarray, "B T 2"]:
+    def read(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T 2"]:
         tries, successes = self.memory.record(rollouts.prompt_index)
         per_row = np.stack([successes / np.maximum(tries, 1), tries / (tries + 1)], axis=-1)
         return np.where(rollouts.completion_mask[..., None], per_row[:, None], 0.0)
-
-    def observe(self, rollouts: Rollouts) -> None:
-        if self.right_reward is not None:
-            self.memory.remember(rollouts, self.right_reward)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {} if self.right_reward is None else self.memory.state()

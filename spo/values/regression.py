@@ -17,27 +17,30 @@ from jaxtyping import Bool, Float, Int
 
 from spo.rollouts import Rollouts
 
+CONSTANT = "constant"
+"""The term of a regression that no input has a part in."""
+FLOAT_MAX = np.finfo(np.float64).max
 BLOCK = 8192
 """Tokens whose products are in memory at one time."""
 
 
 @runtime_checkable
 class Inputs(Protocol):
-    """Numbers known before each token, of the order of 1, for a regression to read."""
+    """Numbers known before each token, of the order of 1, for a regression to read.
+
+    Attributes:
+        name: of what they are about.
+        width: how many there are.
+    """
 
     name: str
     width: int
 
-    def read(self, rollouts: Rollouts) -> Float[np.ndarray, "B T n"]:
-        """Anything on padding; element [b, t] must not depend on tokens ≥ t of row b."""
-        ...
-
-    def observe(self, rollouts: Rollouts) -> None:
-        """Learn what later batches may be told about this one; called after the fit."""
-        ...
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What a checkpoint has to hold; writing into these arrays restores it."""
+    def read(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T n"]:
+        """Anything on padding; element [b, t] must not depend on tokens ≥ t of row b. Segments
+        may tell where to look, never what to say: whether t starts one is known only at t."""
         ...
 
 
@@ -75,7 +78,7 @@ class Ridge:
 
     Attributes:
         covariance, moments: Σ x xᵀ and Σ x y, (D, D) and (D,).
-        bounds: lowest and highest target seen; +∞, −∞ before the first.
+        bounds: lowest and highest target seen; the first above the second before there is one.
     """
 
     def __init__(
@@ -91,18 +94,31 @@ class Ridge:
         self.memory, self.clip = memory, clip
         self.covariance = np.zeros((size, size))
         self.moments = np.zeros(size)
-        self.bounds = np.array([np.inf, -np.inf])
+        self.bounds = np.array([FLOAT_MAX, -FLOAT_MAX])
 
-    def predict(self, inputs: Float[np.ndarray, "N n"]) -> Float[np.ndarray, " N"]:
-        """0 until something was fitted."""
+    def terms(self, inputs: Float[np.ndarray, "N n"]) -> Float[np.ndarray, "N n+1"]:
+        """What the constant and each input add to the prediction; 0 until something was fitted.
+
+        A product of two inputs counts half for each. The constant's term also holds what clipping
+        takes away.
+        """
         weights = np.linalg.solve(self.covariance + np.diag(self.ridge), self.moments)
         num_inputs = inputs.shape[1]
         constant, linear, rest = np.split(weights, [1, 1 + num_inputs])
         quadratic = np.zeros((num_inputs, num_inputs))
         quadratic[np.triu_indices(num_inputs)] = rest
-        predicted = constant + inputs @ linear + ((inputs @ quadratic) * inputs).sum(1)
+        found = np.empty((len(inputs), num_inputs + 1))
+        found[:, 1:] = inputs * (linear + inputs @ ((quadratic + quadratic.T) / 2))
+        found[:, 0] = constant
         low, high = self.bounds
-        return np.clip(predicted, low, high) if self.clip and low <= high else predicted
+        if self.clip and low <= high:
+            predicted = found.sum(1)
+            found[:, 0] += np.clip(predicted, low, high) - predicted
+        return found
+
+    def predict(self, inputs: Float[np.ndarray, "N n"]) -> Float[np.ndarray, " N"]:
+        """The sum of all `terms`."""
+        return self.terms(inputs).sum(1)
 
     def fit(
         self,
@@ -148,22 +164,30 @@ class Regression:
     ):
         self.name, self.inputs = name, list(inputs)
         self.fitted = Ridge(sum(each.width for each in self.inputs), ridge, memory, clip)
-        self._predicted_from: tuple[np.ndarray, np.ndarray] | None = None  # token ids, inputs
-
-    def read(self, rollouts: Rollouts) -> Float[np.ndarray, "B T n"]:
-        """All inputs side by side."""
-        return np.concatenate([each.read(rollouts) for each in self.inputs], axis=-1)
+        self._read: tuple[np.ndarray, np.ndarray] | None = None  # token ids, inputs
 
     def predict(
-        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"] | None = None
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
     ) -> Float[np.ndarray, "B T"]:
         """Before every token; 0 on padding."""
+        terms = self.terms(rollouts, segment_ids).values()
+        return sum(terms, np.zeros(rollouts.completion_mask.shape, np.float32))
+
+    def terms(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> dict[str, Float[np.ndarray, "B T"]]:
+        """What each of the inputs adds to the value, by name, and the constant; 0 on padding."""
         mask = rollouts.completion_mask
-        inputs = self.read(rollouts)
-        self._predicted_from = (rollouts.token_ids, inputs)
-        token_values = np.zeros(mask.shape, dtype=np.float32)
-        token_values[mask] = self.fitted.predict(inputs[mask])
-        return token_values
+        read = np.concatenate([i.read(rollouts, segment_ids) for i in self.inputs], axis=-1)
+        self._read = (rollouts.token_ids, read)
+        by_input = self.fitted.terms(read[mask])
+        widths = (1, *(each.width for each in self.inputs))
+        names = (CONSTANT, *(each.name for each in self.inputs))
+        found = {name: np.zeros(mask.shape, dtype=np.float32) for name in names}
+        parts = np.split(by_input, np.cumsum(widths)[:-1], axis=1)
+        for name, part in zip(names, parts, strict=True):
+            found[name][mask] = part.sum(1)
+        return found
 
     def fit(
         self,
@@ -171,18 +195,17 @@ class Regression:
         targets: Float[np.ndarray, "B T"],
         mask: Bool[np.ndarray, "B T"],
     ) -> dict[str, float]:
-        """Take in the masked tokens of a rollout batch; returns nothing to log."""
-        kept, self._predicted_from = self._predicted_from, None
-        known = kept is not None and kept[0] is rollouts.token_ids
-        inputs = kept[1] if known else self.read(rollouts)
+        """Take in the masked tokens of the rollout batch just predicted; returns nothing to log.
+
+        Raises:
+            ValueError: it was predicted on another batch, or on none.
+        """
+        if self._read is None or self._read[0] is not rollouts.token_ids:
+            raise ValueError(f"The value source '{self.name}' must be predicted before it is fit.")
+        inputs, self._read = self._read[1], None
         self.fitted.fit(inputs[mask], targets[mask].astype(np.float64), len(rollouts))
-        for each in self.inputs:
-            each.observe(rollouts)
         return {}
 
     def state(self) -> dict[str, np.ndarray]:
-        """The sums, and what the inputs remember; writing into these arrays restores it."""
-        held = self.fitted.state()
-        for each in self.inputs:
-            held |= {f"{each.name}.{key}": array for key, array in each.state().items()}
-        return held
+        """The sums; writing into these arrays restores it."""
+        return self.fitted.state()

@@ -7,11 +7,17 @@ where the reference is a sibling.
 Axes: B completions, T completion tokens, S tokens of a reference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from spo.rollouts import Rollouts
+from spo.values.alignment import ItemKind
+from spo.values.hint import Score
+from spo.values.reference import align_rollouts
 
 NUM_INPUTS = 3
 MAX_SURPRISAL = 8.0
@@ -55,3 +61,50 @@ def rest_inputs(
         passed = np.searchsorted(scored.token_ends, reference_read[row], side="right")
         found[row] = to_go[passed]
     return found
+
+
+class RestInputs:
+    """`rest_inputs`, by one kind of item.
+
+    Args:
+        score: given rollouts with references, each of these under the policy, None where there is
+            none.
+    """
+
+    name = "rest"
+    width = NUM_INPUTS
+
+    def __init__(
+        self, score: Callable[[Rollouts], list[ScoredReference | None]], items: ItemKind = "numbers"
+    ):
+        self.score, self.items = score, items
+
+    def read(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T 3"]:
+        read = align_rollouts(rollouts, self.items).reference_read
+        return rest_inputs(read, self.score(rollouts))
+
+
+def score_references(
+    score: Score, processing_class: Any, rollouts: Rollouts
+) -> list[ScoredReference | None]:
+    """Each completion's reference under the policy, behind the prompt; a pass over every pair of
+    prompt and reference, however many completions it has."""
+    pairs: dict[tuple[int, str], int] = {}  # row of the data set, reference -> a row that has them
+    for row, text in enumerate(rollouts.references):
+        if text is not None:
+            pairs.setdefault((int(rollouts.prompt_index[row]), text), row)
+    texts = [text for _, text in pairs]
+    if not texts:
+        return [None] * len(rollouts)
+    encoded = processing_class(texts, add_special_tokens=False, return_offsets_mapping=True)
+    prompt_ids = [rollouts.prompt_ids[row] for row in pairs.values()]
+    logprobs, entropies = score(prompt_ids, encoded["input_ids"])
+    ends = [np.array([end for _, end in offsets]) for offsets in encoded["offset_mapping"]]
+    found = {
+        pair: ScoredReference(*columns)
+        for pair, columns in zip(pairs, zip(ends, logprobs, entropies, strict=True), strict=True)
+    }
+    keys = zip(rollouts.prompt_index.tolist(), rollouts.references, strict=True)
+    return [found.get(key) for key in keys]

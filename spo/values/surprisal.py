@@ -9,7 +9,7 @@ Axes: B completions, T completion tokens.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from spo.rollouts import Rollouts
 
@@ -37,11 +37,11 @@ def surprisal_features(
     entropy = np.clip(token_entropies, 0.0, MAX_SURPRISAL)
     excess = np.clip(surprisal - entropy, 0.0, None)
     position = np.broadcast_to(np.log1p(np.arange(surprisal.shape[1])), surprisal.shape)
-    features = (*_of_the_path(surprisal), *_of_the_path(excess), entropy, position)
+    features = (*of_the_path(surprisal), *of_the_path(excess), entropy, position)
     return np.where(completion_mask[..., None], np.stack(features, axis=-1) / 2, 0.0)
 
 
-def _of_the_path(surprisal: Float[np.ndarray, "B T"]):
+def of_the_path(surprisal: Float[np.ndarray, "B T"]):
     """Last, largest and log(1 + sum) of what stands before each token, (B, T) each."""
     before = np.zeros_like(surprisal)
     before[:, 1:] = surprisal[:, :-1]
@@ -54,13 +54,9 @@ class SurprisalInputs:
     name = "surprisal"
     width = NUM_FEATURES
 
-    def read(self, rollouts: Rollouts) -> Float[np.ndarray, "B T 8"]:
+    def read(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T 8"]:
         return surprisal_features(
             rollouts.token_logprobs_old, rollouts.token_entropies, rollouts.completion_mask
         )
-
-    def observe(self, rollouts: Rollouts) -> None:
-        """It remembers nothing."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
