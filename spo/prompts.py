@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from spo.config import SPOConfig
+from spo.data import require_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -127,6 +128,8 @@ class Prompts:
     def plan(cls, dataset: "Dataset", args: SPOConfig, processes: Any) -> "Prompts":
         """As many prompts a step as the batch sizes give; `processes` is an Accelerator or what
         else has a process_index and num_processes."""
+        for column in args.save_columns or []:
+            require_column(dataset, column)
         num_processes, process_index = processes.num_processes, processes.process_index
         size = args.rollout_batch_size(num_processes) // args.num_generations
         batches = PromptBatches(len(dataset), size, args.seed, args.shuffle_dataset)

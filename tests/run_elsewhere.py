@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tiny_runs as runs
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
@@ -25,7 +26,7 @@ from spo.run import run as run_module
 # --- the same training whatever the number of processes --------------------------------------
 def run_cases(folder: Path, rank: int, world: int) -> None:
     """Train each case on a global batch of 8 per update; save what this process ended with."""
-    for case in (full, shared_critic, nothing_to_learn_from, script):
+    for case in (full, shared_critic, all_sources, nothing_to_learn_from, script):
         weights = case(folder, rank, world)
         np.savez(folder / f"{case.__name__}-{rank}.npz", **weights)
 
@@ -70,6 +71,33 @@ def shared_critic(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
         mask_truncated_completions=True,
         loss_type="grpo",
         importance_sampling_level="segment",
+        adam_epsilon=1e-3,
+    )
+    trainer.train()
+    return runs.weights_of(trainer)
+
+
+def with_references(count: int = 8) -> Dataset:
+    """`runs.prompts` with a worked solution each, but for one row."""
+    solutions = ["so " + "ab" * (i % 4) + f" = {i}" for i in range(count)]
+    return runs.prompts(count).add_column("solution", [*solutions[:-1], ""])
+
+
+def all_sources(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
+    """Whatever a critic may read, in a regression and in the network's prompt."""
+    sources = ["surprisal", "reference", "rest", "peers", "history", "hint", "monte_carlo"]
+    trainer = runs.make_trainer(
+        folder / "all_sources",
+        train_dataset=with_references(),
+        value_model="policy",
+        peft_config=LoraConfig(**runs.LORA),
+        value_sources=sources,
+        value_reference=["solution", "peer", "memory"],
+        value_right_reward=0.5,
+        value_prompt="reference",
+        value_continuations=3,
+        per_device_train_batch_size=8 // world,
+        max_steps=3,
         adam_epsilon=1e-3,
     )
     trainer.train()

@@ -95,7 +95,7 @@ def start(command: str, folder: Path, log: Path, variables: dict[str, str]) -> s
     )
 
 
-@pytest.mark.parametrize("case", ["full", "shared_critic", "nothing_to_learn_from"])
+@pytest.mark.parametrize("case", ["full", "shared_critic", "all_sources", "nothing_to_learn_from"])
 def test_two_processes_end_with_the_weights_of_one(case, one_and_two):
     """Relative to each tensor's largest weight, after 2 or 3 steps in float32: 3e-5."""
     one, two = one_and_two

@@ -335,8 +335,8 @@ def restore_checkpoint(
     saved = load_file(path / WEIGHTS_FILE)
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in weights.items()}:
         raise RunFolderError(
-            f"{path} was written by a run with other models or adapters than this one; resume with "
-            "the flags of that run."
+            f"{path} was written by a run with other models or adapters than this one, or another "
+            "critic; resume with the flags of that run."
         )
     for name, tensor in weights.items():
         tensor.copy_(saved[name])
