@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spo.columns import CREDIT_FLOATS, TOKEN_FLOATS, schema
 from spo.config import SPOConfig
 from spo.inspector import bounded
 from spo.inspector.bounded import (
@@ -25,14 +26,7 @@ from spo.inspector.bounded import (
 )
 from spo.inspector.foreign import read_reduced
 from spo.inspector.step import CREDIT_FIELDS, Group, Step
-from spo.rollouts import (
-    CREDIT_FLOATS,
-    METADATA_KEY,
-    TOKEN_FLOATS,
-    from_columns,
-    read_metadata,
-    schema,
-)
+from spo.rollouts import METADATA_KEY, from_columns, read_metadata
 
 EXPECTED = schema([])
 OPTIONAL = ("token_logprobs_ref", "token_values", "token_returns", "rewards_by_function")
