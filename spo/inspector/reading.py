@@ -35,6 +35,7 @@ from spo.inspector.bounded import (
 from spo.inspector.foreign import read_reduced
 from spo.inspector.step import CREDIT_FIELDS, Group, Step
 from spo.rollouts import METADATA_KEY, from_columns, read_metadata
+from spo.values.alignment import ITEMS
 
 EXPECTED = schema([])
 MAY_LACK = ("token_logprobs_ref", "token_values", "token_returns", "rewards_by_function")
@@ -170,7 +171,10 @@ def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
         raise ValueError(f"{name} has a KL in its rewards but no reference log-probs.")
     beside = {column: as_strings(table.column(column)) for column in saved_columns}
     beside |= {column: as_strings(x) for column, x in _fields(columns, COLUMNS).items()}
-    return Step(saved.rollouts, saved.credit, config, saved.run_id, beside=beside)
+    items = saved.config.get("value_reference_items")
+    items = [kind for kind in ITEMS if isinstance(items, list) and kind in items]
+    rest = {"beside": beside, "reference_items": tuple(items)}
+    return Step(saved.rollouts, saved.credit, config, saved.run_id, **rest)
 
 
 def _expected(file: pq.ParquetFile) -> pa.Schema:
