@@ -10,7 +10,7 @@ import reference
 
 from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.rollouts import Rollouts, save_rollouts
+from spo.rollouts import Rollouts, save_rollouts, select_rows
 from spo.run import index
 
 WORDS = "let the sum of two numbers be x and so then result 12 + 30 = 42 .".split(" ")  # noqa: SIM905
@@ -180,7 +180,7 @@ SOURCES = ("surprisal", "reference", "peers")
 
 def write_known(root):
     """A run whose critic has three sources and reads references, with tools in its completions and
-    a column of the data set; steps 1 to 4, with the trainer's index, and evaluations at 0 and 4."""
+    a column of the data set; steps 1 to 4, with the trainer's index, and evaluations at 1 and 4."""
     config = SPOConfig(num_generations=2, value_reference=["solution", "peer"])
     rollouts_folder = root / "known" / "rollouts"
     for step in range(1, 5):
@@ -189,7 +189,19 @@ def write_known(root):
         path = rollouts_folder / f"step-{step:06d}.parquet"
         save_rollouts(rollouts, path, credit, config, "known")
         index.append(rollouts, credit, rollouts_folder)
+        if step in (1, 4):
+            write_evaluation(rollouts, rollouts_folder, step)
     return rollouts_folder
+
+
+def write_evaluation(rollouts, folder, step):
+    """The second completions of the prompts at step 1, the first ones at step 4."""
+    chosen = select_rows(rollouts, slice(1 if step == 1 else 0, None, 2))
+    chosen = dataclasses.replace(chosen, num_generations=1, token_values=None, values_by_source={})
+    config = SPOConfig(num_generations=2)
+    credit = assign_credit(chosen, config)
+    save_rollouts(chosen, folder / f"eval-step-{step:06d}.parquet", credit, config, "known")
+    index.append(chosen, credit, folder, evaluation=True)
 
 
 def known_rollouts(step):

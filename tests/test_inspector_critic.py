@@ -121,3 +121,18 @@ def test_the_critic_tab_shows_what_each_source_explains(visit, root):
     assert drawn >= {f"{name} alone" for name in SOURCES} | {"V at every token"}
     opened = visit("run=known&tab=critic")
     opened.page.locator("#spo-tab-critic .spo-chart canvas").wait_for(state="visible")
+
+
+def test_evaluations_of_two_steps_are_compared_prompt_by_prompt(visit):
+    """Wrong at step 1, right at step 4: what both say is plain, the rest struck or underlined."""
+    opened = visit("run=known&tab=compare")
+    opened.page.click("text=Compare the evaluations of this run")
+    diff = opened.page.locator(".diff:visible")
+    diff.locator("del", has_text="13").wait_for(state="visible")
+    assert "8" in "".join(diff.locator("del").all_inner_texts())
+    assert "12" in "".join(diff.locator("ins").all_inner_texts())
+    assert opened.page.get_by_label("Before: step").input_value() == "step 1"
+    assert opened.page.get_by_label("After: step").input_value() == "step 4"
+    opened.page.get_by_label("Before: step").click()
+    opened.page.get_by_role("option", name="step 4").click()
+    opened.page.wait_for_selector(".diff:visible:not(:has(del))")
