@@ -1,5 +1,7 @@
-"""Held-out prompts -> mean rewards, one completion per prompt."""
+"""Held-out prompts -> mean rewards, one completion per prompt; and the rollouts of the first ones,
+always the same, so that the inspector can compare a run's beginning with its end."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -7,16 +9,21 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from spo.advantages import assign_credit
 from spo.config import SPOConfig
 from spo.generation.engine import Generator, SamplingParams
 from spo.generation.text import completion_texts
+from spo.networks.network import Network
 from spo.prompts import PromptBatch
 from spo.rewards.functions import RewardFunction, nothing_scored
 from spo.rewards.verifiers import VERIFIERS
-from spo.scoring import reward
+from spo.rollouts import Completions, Credit, Rollouts, stack_rows
+from spo.scoring import records, reward, token_columns, with_columns
 
 EVAL_STEP = 2**31
 """Takes the place of the step in the seed of sampling, so that every evaluation draws alike."""
+SAVED_PROMPTS = 128
+"""The first so many prompts of the data set have their rollouts saved."""
 
 
 @torch.no_grad()
@@ -27,11 +34,16 @@ def evaluate(
     reward_functions: list[RewardFunction],
     processing_class: Any,
     args: SPOConfig,
-) -> dict[str, float]:
-    """Means over a prepared data set, each process doing its share.
+    policy: Network | None = None,
+) -> tuple[dict[str, float], tuple[Rollouts, Credit] | None]:
+    """Means over a prepared data set, each process doing its share; and the rollouts to save.
 
     "eval/accuracy": the fraction with full marks from the first reward function, where that is a
     verifier.
+
+    Args:
+        policy: says the log-probs and entropies of the rollouts where the generator does not;
+            None: no rollouts.
 
     Raises:
         RewardError: not one completion could be scored.
@@ -39,20 +51,63 @@ def evaluate(
     processes = PartialState()
     mine = np.arange(len(dataset))[processes.process_index :: processes.num_processes]
     scores: list[list[float]] = []
+    kept = _Kept()
     for start in range(0, len(mine), args.per_device_eval_batch_size):
         rows = mine[start : start + args.per_device_eval_batch_size]
         prompts = PromptBatch.take(dataset, EVAL_STEP, rows, rows)
         completions = generator(prompts, params, EVAL_STEP)
-        texts, _ = completion_texts(processing_class, completions.token_ids)
+        texts, ends = completion_texts(processing_class, completions.token_ids)
         rewards = reward(prompts, texts, completions, reward_functions, args)
         lengths = [len(ids) for ids in completions.token_ids]
         columns = (lengths, rewards.completion_rewards, rewards.rewards_by_function)
         scores += np.column_stack(columns).tolist()
+        if policy is not None:
+            kept.keep(records(prompts, completions, texts, ends, rewards, args), completions)
     names = [function.name for function in reward_functions]
     scores_of_all = np.array(gather_object(scores))
     if np.isnan(scores_of_all[:, 1]).all():
         raise nothing_scored(names, len(scores_of_all))
-    return _means(scores_of_all, names)
+    saved = None if policy is None else kept.rollouts(policy, names, args)
+    return _means(scores_of_all, names), saved
+
+
+@dataclass
+class _Kept:
+    """This process's completions of the prompts whose rollouts are saved."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[list[float]] = field(default_factory=list)
+    entropies: list[list[float]] = field(default_factory=list)
+
+    def keep(self, rows: list[dict[str, Any]], completions: Completions) -> None:
+        """Those rows of a batch that are among the first SAVED_PROMPTS of the data set."""
+        count = sum(int(row["prompt_index"]) < SAVED_PROMPTS for row in rows)
+        self.rows += rows[:count]
+        self.logprobs += (completions.token_logprobs or [])[:count]
+        self.entropies += (completions.token_entropies or [])[:count]
+
+    def rollouts(
+        self, policy: Network, reward_names: list[str], args: SPOConfig
+    ) -> tuple[Rollouts, Credit]:
+        """The completions of all processes, by prompt, without values; their advantages are 0.
+
+        What the generator did not record is asked of the policy in one pass, made by every process.
+        """
+        recorded = len(self.entropies) == len(self.rows)
+        completions = Completions(
+            prompt_ids=[row["prompt_ids"] for row in self.rows],
+            token_ids=[row["token_ids"] for row in self.rows],
+            truncated=[row["truncated"] for row in self.rows],
+            token_logprobs=self.logprobs if recorded else None,
+            token_entropies=self.entropies if recorded else None,
+        )
+        columns = token_columns(completions, policy, None, args)
+        everybody = gather_object(with_columns(self.rows, columns))
+        everybody.sort(key=lambda row: row["prompt_index"])
+        rollouts = stack_rows(
+            everybody, step=EVAL_STEP, num_generations=1, reward_names=reward_names
+        )
+        return rollouts, assign_credit(rollouts, args)
 
 
 def _means(scores: np.ndarray, reward_names: list[str]) -> dict[str, float]:

@@ -1,55 +1,20 @@
 """Columns of rollouts <-> a Parquet file, written whole or not at all.
 
-`spo.rollouts` says what the columns hold; `datasets.load_dataset("parquet", ...)` reads them. No
-pickle anywhere.
+`spo.columns` says what they hold; `datasets.load_dataset("parquet", ...)` reads them. No pickle
+anywhere.
 """
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""2 added columns that only some files have: OPTIONAL and STRUCTS of `spo.columns`."""
 METADATA_KEY = b"spo"
 """The file metadata entry that holds schema version, run id, threshold and config as JSON."""
-
-TOKEN_FLOATS = (
-    "token_entropies",
-    "token_logprobs_old",
-    "token_logprobs_ref",
-    "token_values",
-    "token_rewards",
-)
-CREDIT_FLOATS = ("token_advantages", "token_returns")
-OPTIONAL = ("action_mask", "token_logprobs_sampler")
-"""Columns that only files have whose rollouts need them."""
-
-
-def schema(reward_names: list[str], optional: tuple[str, ...] = ()):
-    """The Parquet columns, one row per completion; rewards_by_function is a struct of floats."""
-    import pyarrow as pa
-
-    floats = pa.list_(pa.float32())
-    kinds = {"action_mask": pa.list_(pa.bool_()), "token_logprobs_sampler": floats}
-    return pa.schema(
-        [
-            ("step", pa.int64()),
-            ("prompt_index", pa.int64()),
-            ("completion_index", pa.int32()),
-            ("prompt", pa.string()),
-            ("completion", pa.string()),
-            ("prompt_ids", pa.list_(pa.int32())),
-            ("token_ids", pa.list_(pa.int32())),
-            ("token_ends", pa.list_(pa.int32())),
-            *((name, floats) for name in TOKEN_FLOATS),
-            ("segment_ids", pa.list_(pa.int32())),
-            *((name, floats) for name in CREDIT_FLOATS),
-            ("reward", pa.float32()),
-            ("rewards_by_function", pa.struct([(name, pa.float32()) for name in reward_names])),
-            ("truncated", pa.bool_()),
-            *((name, kinds[name]) for name in optional),
-        ]
-    )
 
 
 def write_table(
@@ -64,21 +29,40 @@ def write_table(
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    float_lists = [f"{name}.list.element" for name in TOKEN_FLOATS + CREDIT_FLOATS]
+    kinds = dict(leaves(schema))
+    floats = [path for path, kind in kinds.items() if kind == pa.float32() and ".list." in path]
+    repeating = [path for path, kind in kinds.items() if kind == pa.string()]
+    repeating.remove("completion")
+    repeating += ["prompt_ids.list.element", "token_ids.list.element"]
     try:
         pq.write_table(
             table,
             temporary,
             row_group_size=group_size,
             compression="zstd",
-            use_dictionary=["prompt", "prompt_ids.list.element", "token_ids.list.element"],
-            column_encoding=dict.fromkeys(float_lists, "BYTE_STREAM_SPLIT"),
+            use_dictionary=repeating,
+            column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
             write_page_checksum=True,
+            write_statistics=False,  # of a text they hold the text: twice per prompt and column
         )
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def leaves(fields: Any, within: str = "") -> Iterator[tuple[str, Any]]:
+    """(Parquet's path, type) of everything in a schema that holds numbers or text."""
+    import pyarrow as pa
+
+    for field in fields:
+        path = within + field.name
+        if pa.types.is_struct(field.type):
+            yield from leaves(field.type, f"{path}.")
+        elif pa.types.is_list(field.type):
+            yield f"{path}.list.element", field.type.value_type
+        else:
+            yield path, field.type
 
 
 def read_table(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,10 +71,7 @@ def read_table(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]
 
     table = pq.read_table(path, page_checksum_verification=True)
     metadata = read_metadata(table.schema.metadata, path)
-    rewards = [field.name for field in table.schema.field("rewards_by_function").type]
-    kinds = {field.name: field.type for field in schema(rewards, OPTIONAL)}
-    columns = {name: table.column(name) for name in table.column_names}
-    return {n: c.cast(kinds[n]) if n in kinds else c for n, c in columns.items()}, metadata
+    return {name: table.column(name) for name in table.column_names}, metadata
 
 
 def read_metadata(schema_metadata: dict[bytes, bytes] | None, path: Any) -> dict[str, Any]:
@@ -98,9 +79,10 @@ def read_metadata(schema_metadata: dict[bytes, bytes] | None, path: Any) -> dict
     if not schema_metadata or METADATA_KEY not in schema_metadata:
         raise ValueError(f"{path} is not a rollout file of SPO: it carries no 'spo' metadata.")
     metadata = json.loads(schema_metadata[METADATA_KEY])
-    if metadata.get("schema_version") != SCHEMA_VERSION:
+    if metadata.get("schema_version") not in READABLE_VERSIONS:
+        first, last = READABLE_VERSIONS[0], READABLE_VERSIONS[-1]
         raise ValueError(
             f"{path} has schema version {metadata.get('schema_version')}; this code reads "
-            f"version {SCHEMA_VERSION}."
+            f"versions {first} to {last}."
         )
     return metadata

@@ -10,6 +10,7 @@ right-padded; F reward functions.
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,18 +20,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spo.columns import CREDIT_FLOATS, TOKEN_FLOATS, credit_fields, rollout_fields, to_columns
 from spo.config import SPOConfig
-from spo.parquet import (
-    CREDIT_FLOATS,
-    METADATA_KEY,
-    OPTIONAL,
-    SCHEMA_VERSION,
-    TOKEN_FLOATS,
-    read_metadata,
-    read_table,
-    schema,
-    write_table,
-)
+from spo.parquet import METADATA_KEY, SCHEMA_VERSION, read_metadata, read_table, write_table
 
 __all__ = [
     "CREDIT_FLOATS",
@@ -46,7 +38,6 @@ __all__ = [
     "pad_rows",
     "read_metadata",
     "save_rollouts",
-    "schema",
     "select_rows",
     "stack_rows",
 ]
@@ -208,59 +199,24 @@ def save_rollouts(
     config: SPOConfig | None = None,
     run_id: str = "",
 ) -> Path:
-    """Write one step's rollouts and their credit; one row group per prompt.
+    """Write one step's rollouts, their credit, and the columns that `config.saved_columns` names;
+    one row group per prompt.
 
     The file appears under its name only when it is whole: it is written beside it and renamed.
     """
-    optional = tuple(name for name in OPTIONAL if getattr(rollouts, name) is not None)
+    config = config or SPOConfig()
+    names = config.saved_columns
+    chosen = {name: rollouts.columns[name] for name in names if name in rollouts.columns}
+    parts = {**vars(rollouts), **vars(credit), "columns": chosen}
+    columns, schema, kinds = to_columns(parts, rollouts.lengths)
     metadata = {
         "run_id": run_id,
         "entropy_threshold": credit.entropy_threshold,
         "num_generations": rollouts.num_generations,
-        "config": (config or SPOConfig()).to_dict(),
+        "config": config.to_dict(),
     }
-    return write_table(
-        Path(path),
-        _columns(rollouts, credit, optional),
-        schema(rollouts.reward_names, optional),
-        metadata,
-        group_size=rollouts.num_generations,
-    )
-
-
-def _columns(rollouts: Rollouts, credit: Credit, optional: tuple[str, ...]) -> dict[str, list]:
-    """Padded arrays -> the ragged columns of `schema`."""
-    lengths = rollouts.lengths
-
-    def ragged(array):
-        if array is None:
-            return [None] * len(rollouts)
-        return [row[:n] for row, n in zip(array, lengths, strict=True)]
-
-    rewards = [
-        {name: _or_null(x) for name, x in zip(rollouts.reward_names, row, strict=True)}
-        for row in rollouts.rewards_by_function
-    ]
-    return {
-        "step": [rollouts.step] * len(rollouts),
-        "prompt_index": rollouts.prompt_index,
-        "completion_index": np.arange(len(rollouts)) % rollouts.num_generations,
-        "prompt": rollouts.prompts,
-        "completion": rollouts.completions,
-        "prompt_ids": rollouts.prompt_ids,
-        "token_ids": ragged(rollouts.token_ids),
-        "token_ends": ragged(rollouts.token_ends),
-        **{name: ragged(getattr(rollouts, name)) for name in (*TOKEN_FLOATS, *optional)},
-        "segment_ids": ragged(credit.segment_ids),
-        **{name: ragged(getattr(credit, name)) for name in CREDIT_FLOATS},
-        "reward": [_or_null(x) for x in rollouts.completion_rewards],
-        "rewards_by_function": rewards,
-        "truncated": rollouts.truncated,
-    }
-
-
-def _or_null(x: float) -> float | None:
-    return None if np.isnan(x) else x
+    group_size = rollouts.num_generations
+    return write_table(Path(path), columns, schema, kinds | metadata, group_size)
 
 
 def load_rollouts(path: str | os.PathLike) -> SavedRollouts:
@@ -276,7 +232,7 @@ def load_rollouts(path: str | os.PathLike) -> SavedRollouts:
         saved = from_columns(*read_table(path))
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, MemoryError, *damage) as error:
+    except (pa.ArrowException, OSError, MemoryError, json.JSONDecodeError, *damage) as error:
         raise ValueError(f"{path} is damaged or no rollout file: {error}") from error
     parts = vars(saved.rollouts) | vars(saved.credit)
     if lacking := [name for name in NEEDED if parts[name] is None]:
@@ -292,49 +248,10 @@ def from_columns(columns: dict[str, Any], metadata: dict[str, Any]) -> SavedRoll
 
     For readers that check a file before they trust it; `load_rollouts` trusts.
     """
-    lengths = np.array([len(row) for row in columns["token_ids"]], dtype=np.int64)
-    mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
-
-    def padded(name, dtype, fill):
-        if name not in columns or columns[name].null_count == len(lengths):
-            return None
-        array = np.full(mask.shape, fill, dtype=dtype)
-        array[mask] = columns[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return array
-
-    def scalars(name, dtype):
-        if columns[name].null_count and dtype is not np.float32:
-            raise ValueError(f"column {name} has entries that are null")
-        return columns[name].to_numpy().astype(dtype)
-
-    names = [f.name for f in columns["rewards_by_function"].type]
-    by_function = columns["rewards_by_function"].to_pylist()
-    rewards = [
-        [np.nan if row[name] is None else row[name] for name in names] for row in by_function
-    ]
-    rollouts = Rollouts(
-        step=columns["step"][0].as_py() if len(lengths) else 0,
-        num_generations=metadata["num_generations"],
-        prompts=columns["prompt"].to_pylist(),
-        completions=columns["completion"].to_pylist(),
-        prompt_ids=columns["prompt_ids"].to_pylist(),
-        token_ids=padded("token_ids", np.int64, 0),
-        completion_mask=mask,
-        token_ends=padded("token_ends", np.int64, -1),
-        **{name: padded(name, np.float32, 0.0) for name in TOKEN_FLOATS},
-        completion_rewards=scalars("reward", np.float32),
-        rewards_by_function=np.array(rewards, dtype=np.float32).reshape(len(lengths), len(names)),
-        reward_names=names,
-        truncated=scalars("truncated", bool),
-        prompt_index=scalars("prompt_index", np.int64),
-        action_mask=padded("action_mask", bool, False),
-        token_logprobs_sampler=padded("token_logprobs_sampler", np.float32, 0.0),
-    )
+    rollouts = Rollouts(**rollout_fields(columns, metadata))
     credit = Credit(
-        padded("segment_ids", np.int64, -1),
-        padded("token_advantages", np.float32, 0.0),
-        padded("token_returns", np.float32, 0.0),
-        metadata["entropy_threshold"],
+        **credit_fields(columns, rollouts.completion_mask),
+        entropy_threshold=metadata["entropy_threshold"],
     )
     return SavedRollouts(rollouts, credit, metadata["config"], metadata["run_id"])
 
@@ -350,7 +267,7 @@ def stack_rows(
     lengths = np.array([len(record["token_ids"]) for record in records])
     mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
 
-    def padded(name, dtype, fill=0):
+    def stacked(name, dtype, fill=0):
         if records[0].get(name) is None:
             return None
         array = np.full(mask.shape, fill, dtype=dtype)
@@ -367,17 +284,17 @@ def stack_rows(
         prompts=column("prompt"),
         completions=column("completion"),
         prompt_ids=column("prompt_ids"),
-        token_ids=padded("token_ids", np.int64),
+        token_ids=stacked("token_ids", np.int64),
         completion_mask=mask,
-        token_ends=padded("token_ends", np.int64, -1),
-        **{name: padded(name, np.float32) for name in TOKEN_FLOATS},
+        token_ends=stacked("token_ends", np.int64, -1),
+        **{name: stacked(name, np.float32) for name in TOKEN_FLOATS},
         completion_rewards=np.array(column("reward"), dtype=np.float32),
         rewards_by_function=np.array(column("rewards_by_function"), dtype=np.float32),
         reward_names=reward_names,
         truncated=np.array(column("truncated"), dtype=bool),
         prompt_index=np.array(column("prompt_index"), dtype=np.int64),
-        action_mask=padded("action_mask", bool),
-        token_logprobs_sampler=padded("token_logprobs_sampler", np.float32),
+        action_mask=stacked("action_mask", bool),
+        token_logprobs_sampler=stacked("token_logprobs_sampler", np.float32),
         columns={name: [row[name] for row in kept] for name in kept[0]},
     )
 

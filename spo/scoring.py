@@ -4,6 +4,7 @@ Axes: b rows of this process, B of all processes, T completion tokens.
 """
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -43,26 +44,9 @@ def score(
     """
     texts, ends = completion_texts(processing_class, completions.token_ids)
     rewards = reward(prompts, texts, completions, reward_functions, args)
-    lengths = [len(ids) for ids in completions.token_ids]
-    columns = {
-        "prompt_index": prompts.index,
-        "prompt": prompts.prompt_texts,
-        "completion": texts,
-        "token_ends": ends,
-        "token_rewards": [row[:n] for row, n in zip(rewards.token_rewards, lengths, strict=True)],
-        "reward": rewards.completion_rewards,
-        "rewards_by_function": rewards.rewards_by_function,
-        "prompt_ids": completions.prompt_ids,
-        "token_ids": completions.token_ids,
-        "truncated": completions.truncated,
-        "action_mask": completions.action_mask,
-        "token_logprobs_sampler": completions.token_logprobs_sampler,
-        "columns": _kept_columns(prompts, args),
-    } | token_columns(completions, policy, reference, args)
-    columns = {name: column for name, column in columns.items() if column is not None}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = records(prompts, completions, texts, ends, rewards, args)
     rollouts = stack_rows(
-        gather_object(rows),
+        gather_object(with_columns(rows, token_columns(completions, policy, reference, args))),
         step=prompts.step,
         num_generations=args.num_generations,
         reward_names=[function.name for function in reward_functions],
@@ -72,6 +56,45 @@ def score(
             f"Step {prompts.step}: every completion is empty; check the end token and the prompts."
         )
     return rollouts
+
+
+def records(
+    prompts: PromptBatch,
+    completions: Completions,
+    texts: list[str],
+    token_ends: list[list[int]],
+    rewards: CompletionRewards,
+    args: SPOConfig,
+) -> list[dict[str, Any]]:
+    """What is known of each completion but what a network says of it, for `stack_rows`."""
+    lengths = [len(ids) for ids in completions.token_ids]
+    columns = {
+        "prompt_index": prompts.index,
+        "prompt": prompts.prompt_texts,
+        "completion": texts,
+        "token_ends": token_ends,
+        "token_rewards": [row[:n] for row, n in zip(rewards.token_rewards, lengths, strict=True)],
+        "reward": rewards.completion_rewards,
+        "rewards_by_function": rewards.rewards_by_function,
+        "prompt_ids": completions.prompt_ids,
+        "token_ids": completions.token_ids,
+        "truncated": completions.truncated,
+        "action_mask": completions.action_mask,
+        "token_logprobs_sampler": completions.token_logprobs_sampler,
+        "columns": _kept_columns(prompts, args),
+    }
+    return with_columns([{} for _ in range(len(prompts))], columns)
+
+
+def with_columns(
+    rows: list[dict[str, Any]], columns: dict[str, Iterable | None]
+) -> list[dict[str, Any]]:
+    """Records with further columns; a column that is None is none."""
+    known = {name: column for name, column in columns.items() if column is not None}
+    return [
+        row | dict(zip(known, entries, strict=True))
+        for row, entries in zip(rows, zip(*known.values(), strict=True), strict=True)
+    ]
 
 
 def _kept_columns(prompts: PromptBatch, args: SPOConfig) -> list[dict[str, Any]]:

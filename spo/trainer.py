@@ -191,15 +191,15 @@ class SPOTrainer:
 
     def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
         """Mean rewards on held-out prompts, one completion each at `eval_temperature`."""
-        dataset = self.eval_dataset
+        dataset, policy = self.eval_dataset, self.policy  # its rollouts are saved
         if eval_dataset is not None:
-            dataset = self._prepare(eval_dataset, "eval_dataset")
+            dataset, policy = self._prepare(eval_dataset, "eval_dataset"), None
         if dataset is None:
             raise ValueError("There is no eval_dataset to evaluate on.")
         params = replace(self.sampling_params, temperature=self.args.eval_temperature)
-        judges = (self.reward_functions, self.processing_class)
-        metrics = evaluation.evaluate(dataset, self.generator, params, *judges, self.args)
-        self.run.log_evaluation(metrics)
+        judges = (self.reward_functions, self.processing_class, self.args, policy)
+        metrics, saved = evaluation.evaluate(dataset, self.generator, params, *judges)
+        self.run.log_evaluation(metrics, saved)
         return metrics
 
     def save_checkpoint(self, step: int) -> Path:

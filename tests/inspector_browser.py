@@ -118,6 +118,7 @@ def shared_server() -> tuple[Path, Server]:
     fixtures.write_odd(root)
     fixtures.write_conversations(root / "chat")
     fixtures.write_split(root)
+    fixtures.write_known(root)
     fixtures.write_run(root / "long", steps=range(1, 61))
     space = Path(tempfile.mkdtemp(prefix="spo-space-")) / "space"
     atexit.register(shutil.rmtree, space.parent, ignore_errors=True)

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import reference
 
+from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.rollouts import Rollouts
+from spo.rollouts import Rollouts, save_rollouts, select_rows
+from spo.run import index
 
 WORDS = "let the sum of two numbers be x and so then result 12 + 30 = 42 .".split(" ")  # noqa: SIM905
 WORDS += ["\ntherefore", "\n\n", "\\frac{a}{b}", "é", "日本", "👍🏽"]
@@ -170,6 +172,62 @@ def write_odd(root):
     data[300:340] = b"\xff" * 40
     (folder / "step-3.parquet").write_bytes(data)
     pq.write_table(pa.table({"x": [1]}), folder / "step-4.parquet")
+
+
+REFERENCE = "3 + 4 = 7\n7 + 5 = 12 👍"
+SOURCES = ("surprisal", "reference", "peers")
+
+
+def write_known(root):
+    """A run whose critic has three sources and reads references, with tools in its completions and
+    a column of the data set; steps 1 to 4, with the trainer's index, and evaluations at 1 and 4."""
+    config = SPOConfig(num_generations=2, value_reference=["solution", "peer"])
+    rollouts_folder = root / "known" / "rollouts"
+    for step in range(1, 5):
+        rollouts = known_rollouts(step)
+        credit = assign_credit(rollouts, config)
+        path = rollouts_folder / f"step-{step:06d}.parquet"
+        save_rollouts(rollouts, path, credit, config, "known")
+        index.append(rollouts, credit, rollouts_folder)
+        if step in (1, 4):
+            write_evaluation(rollouts, rollouts_folder, step)
+    return rollouts_folder
+
+
+def write_evaluation(rollouts, folder, step):
+    """The second completions of the prompts at step 1, the first ones at step 4."""
+    chosen = select_rows(rollouts, slice(1 if step == 1 else 0, None, 2))
+    chosen = dataclasses.replace(chosen, num_generations=1, token_values=None, values_by_source={})
+    config = SPOConfig(num_generations=2)
+    credit = assign_credit(chosen, config)
+    save_rollouts(chosen, folder / f"eval-step-{step:06d}.parquet", credit, config, "known")
+    index.append(chosen, credit, folder, evaluation=True)
+
+
+def known_rollouts(step):
+    """Two prompts with two completions each; a tool answers in the first of each."""
+    rng = np.random.default_rng(step)
+    right = ["👍 ", "3", " +", " 4", " =", " 7", "\n", "7", " +", " 5", " =", " 12", "\n", "done"]
+    wrong = ["3", " +", " 4", " =", " 8", "\n", "8", " +", " 5", " =", " 13"]
+    batch = from_pieces(rng, step, [right, wrong, right, wrong], 2)
+    mask = batch.completion_mask
+    rewards = np.array([1, 0, 1, 0], dtype=np.float32)
+    token_rewards = np.zeros(mask.shape, dtype=np.float32)
+    token_rewards[np.arange(4), batch.lengths - 1] = rewards
+    parts = {name: rng.uniform(-0.2, 0.5, mask.shape) * mask for name in SOURCES}
+    parts = {name: array.astype(np.float32) for name, array in parts.items()}
+    actions = mask.copy()
+    actions[::2, 6:9] = False
+    batch = batch.with_values(parts)
+    return dataclasses.replace(
+        batch,
+        completion_rewards=rewards,
+        token_rewards=token_rewards,
+        action_mask=actions,
+        columns={"answer": ["12"] * 4, "solution": [REFERENCE] * 4, "unused": ["no"] * 4},
+        references=[REFERENCE, REFERENCE, batch.completions[3], None],
+        reference_origins=["solution", "solution", "peer", None],
+    )
 
 
 def write_conversations(root):

@@ -165,7 +165,7 @@ def test_trl_files_open_in_a_reduced_view(visit):
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
-        (2, "step-2.parquet has schema version 99; this code reads version 1."),
+        (2, "step-2.parquet has schema version 99; this code reads versions 1 to 2."),
         (3, "step-3.parquet is damaged or no Parquet file"),
         (4, "step-4.parquet holds no rollouts: it has no prompt and completion columns."),
     ],

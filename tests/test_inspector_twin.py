@@ -121,6 +121,28 @@ def test_segments_of_another_rule_are_sent_and_kept():
     assert credit_inputs(step)["boundaries"] is None
 
 
+@pytest.mark.filterwarnings("ignore:entropy_percentile:UserWarning", "ignore:gamma:UserWarning")
+@pytest.mark.parametrize("mode", ["spo", "ppo", "grpo"])
+def test_tokens_of_tools_are_left_out_and_cut_after(mode):
+    step = random_step(2)
+    mask = step.rollouts.completion_mask
+    actions = mask & ((np.cumsum(mask, axis=1) // 3) % 4 != 2)
+    rollouts = dataclasses.replace(step.rollouts, action_mask=actions)
+    step = dataclasses.replace(step, rollouts=rollouts, credit=assign_credit(rollouts, step.config))
+    assert (step.credit.token_advantages[mask & ~actions] == 0).all()
+    config = {name: getattr(step.config, name) for name in CREDIT_FIELDS}
+    settings = {"mode": mode, "lam": 0.5, "entropy_percentile": 0.1}
+    inputs = credit_inputs(step)
+    case = {"inputs": inputs, "configs": [config | settings]}
+    page = browser_context().new_page()
+    ((mine,),) = page.evaluate(SCRIPT % (bundle("credit.js"), bundle("data.js")), [case])
+    page.close()
+    expected = what_if(step, settings)
+    np.testing.assert_array_equal(mine["ids"], expected.segment_ids[mask])
+    np.testing.assert_allclose(mine["advantages"], expected.token_advantages[mask], atol=1e-5)
+    assert inputs["boundaries"] is None
+
+
 class Recorder:
     """A configuration that notes which of its fields are read."""
 

@@ -25,7 +25,9 @@ from spo.rollouts import (
 )
 
 LENGTHS = [5, 1, 0, 7, 3, 4]
-CONFIG = SPOConfig(num_generations=2, entropy_percentile=0.3)
+CONFIG = SPOConfig(
+    num_generations=2, entropy_percentile=0.3, save_columns=["tests", "answer", "lacking"]
+)
 
 
 def assert_same(actual, expected):
@@ -79,6 +81,74 @@ def test_folder_names_with_equal_signs_are_just_names(tmp_path):
     assert_same(load_rollouts(path).rollouts, batch)
 
 
+def knowing(lengths=LENGTHS, sources=2):
+    """A batch whose critic read references, with columns of the data set."""
+    batch = reference.rollouts(lengths, 2)
+    random = np.random.default_rng(4)
+    parts = {
+        name: np.where(batch.completion_mask, random.normal(size=batch.completion_mask.shape), 0)
+        for name in ("alignment", "network", "peers")[:sources]
+    }
+    parts = {name: array.astype(np.float32) for name, array in parts.items()}
+
+    def cycle(entries):
+        return [entries[row % len(entries)] for row in range(len(lengths))]
+
+    return dataclasses.replace(
+        batch.with_values(parts),
+        columns={
+            "answer": cycle(["4", None, "", "[5]", "日本\n", "1/2"]),
+            "tests": cycle([[1, {"in": "é"}], None, 2.5, "text", [], True]),
+        },
+        references=cycle(["2+2=4", None, "2+3=5", "x", None, "y" * 300]),
+        reference_origins=cycle(["answer", None, "peer", "memory", None, "peer"]),
+    )
+
+
+@pytest.mark.parametrize("sources", [1, 2, 3])
+def test_what_the_critic_read_and_said_is_loaded_as_it_was(tmp_path, sources):
+    batch = knowing(sources=sources)
+    path = save_rollouts(batch, tmp_path / "x.parquet", assign_credit(batch, CONFIG), CONFIG)
+    loaded = load_rollouts(path).rollouts
+    for name, array in batch.values_by_source.items():
+        assert loaded.values_by_source[name].tobytes() == array.tobytes()
+    assert list(loaded.values_by_source) == list(batch.values_by_source)
+    others = [dataclasses.replace(rollouts, values_by_source={}) for rollouts in (loaded, batch)]
+    assert_same(*others)
+
+
+def test_only_the_columns_asked_for_are_saved(tmp_path):
+    batch = knowing()
+    credit = assign_credit(batch, CONFIG)
+    for asked, names in ((None, ["answer"]), (["tests"], ["tests"]), ([], [])):
+        config = dataclasses.replace(CONFIG, save_columns=asked)
+        path = save_rollouts(batch, tmp_path / "x.parquet", credit, config)
+        saved = load_rollouts(path).rollouts.columns
+        assert saved == {name: batch.columns[name] for name in names}
+    assert "columns" not in pq.read_schema(path).names
+
+
+def test_files_of_the_first_version_still_load(tmp_path):
+    batch = reference.rollouts(LENGTHS, 2)
+    path = reference.save(batch, tmp_path / "x.parquet", config=CONFIG)
+    table = pq.read_table(path)
+    metadata = json.loads(table.schema.metadata[METADATA_KEY])
+    for name in ("value_sources", "json_columns"):
+        del metadata[name]
+    metadata["schema_version"] = 1
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), path)
+    assert_same(load_rollouts(path).rollouts, batch)
+
+
+def test_the_bundled_files_load():
+    folder = Path(__file__).parents[1] / "assets" / "sample_rollouts"
+    versions = set()
+    for path in sorted(folder.rglob("*.parquet")):
+        assert len(load_rollouts(path).rollouts) > 0
+        versions.add(json.loads(pq.read_schema(path).metadata[METADATA_KEY])["schema_version"])
+    assert versions <= {1, 2}
+
+
 # --- the file itself ------------------------------------------------------------------------------
 
 
@@ -120,6 +190,41 @@ def test_datasets_reads_it(tmp_path):
             assert dataset[b][name] == getattr(credit, name)[b, :n].tolist()
         assert dataset[b]["token_entropies"] == batch.token_entropies[b, :n].tolist()
         assert dataset[b]["step"] == 3
+
+
+def test_datasets_reads_what_the_critic_read_and_said(tmp_path):
+    from datasets import load_dataset
+
+    batch = knowing()
+    path = save_rollouts(batch, tmp_path / "x.parquet", assign_credit(batch, CONFIG), CONFIG)
+    dataset = load_dataset(
+        "parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    for b, n in enumerate(LENGTHS):
+        said = {name: array[b, :n].tolist() for name, array in batch.values_by_source.items()}
+        assert dataset[b]["token_values_by_source"] == said
+    assert dataset["reference"][:] == batch.references
+    assert dataset["reference_origin"][:] == batch.reference_origins
+    assert [row["answer"] for row in dataset["columns"]] == batch.columns["answer"]
+    assert dataset[0]["columns"]["tests"] == '[1, {"in": "é"}]'
+    assert dataset[3]["columns"]["tests"] == '"text"'
+    assert dataset[1]["columns"]["tests"] is None
+
+
+def test_the_terms_of_the_values_take_no_more_than_their_bytes(tmp_path):
+    """Three terms of four bytes a token, split by byte and compressed; texts of a group once."""
+    lengths = [400] * 16
+    batch = dataclasses.replace(knowing(lengths, sources=3), num_generations=8)
+    bare = dataclasses.replace(
+        batch, values_by_source={}, columns={}, references=None, reference_origins=None
+    )
+    config = dataclasses.replace(CONFIG, num_generations=8)
+    credit = assign_credit(batch, config)
+    sizes = [
+        save_rollouts(rollouts, tmp_path / name, credit, config).stat().st_size
+        for name, rollouts in (("with", batch), ("without", bare))
+    ]
+    assert 3 * 3 < (sizes[0] - sizes[1]) / sum(lengths) < 3 * 4
 
 
 @pytest.mark.parametrize("existing", [True, False])
@@ -169,7 +274,7 @@ def test_a_file_of_another_schema_version_is_refused(tmp_path):
     metadata = json.loads(table.schema.metadata[METADATA_KEY]) | {"schema_version": 99}
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)})
     pq.write_table(table, path)
-    with pytest.raises(ValueError, match=r"schema version 99; this code reads\s+version 1"):
+    with pytest.raises(ValueError, match=r"schema version 99; this code reads\s+versions 1 to 2"):
         load_rollouts(path)
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from spo.columns import COLUMNS
+
 MAX_ROWS = 16_384
 MAX_VALUES = 1 << 22
 """Numbers per column, and cells of the padded (B, T) arrays."""
@@ -96,12 +98,15 @@ def is_text(kind: pa.DataType) -> bool:
 
 def holds_text(kind: pa.DataType) -> bool:
     """Whether a column is text, or lists or structs that may hold some."""
+    if pa.types.is_struct(kind):
+        return any(is_text(part.type) for part in kind)
     return is_text(kind) or (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type))
 
 
 def is_text_leaf(path: str) -> bool:
-    """The text itself, or the role or content of a message."""
-    return "." not in path or path.rsplit(".", 1)[1] in MESSAGE
+    """The text itself, that of a data set column, or the role or content of a message."""
+    is_column = path.startswith(f"{COLUMNS}.") and ".list." not in path
+    return "." not in path or is_column or path.rsplit(".", 1)[1] in MESSAGE
 
 
 def bounded_table(
@@ -119,11 +124,7 @@ def bounded_table(
     if rows > MAX_ROWS:
         raise TooLarge(f"{label} has {rows} rows; the inspector reads {MAX_ROWS} at once.")
     check_footer(meta, groups, names, label)
-    read = {"use_threads": False}  # quicker for files of this size
-    if group is None:
-        table = file.read(columns=names, **read)
-    else:
-        table = file.read_row_group(group, names, **read)
+    table = read_groups(file, names, groups)
     for column in names:
         if not holds_text(table.schema.field(column).type):
             continue
@@ -133,6 +134,23 @@ def bounded_table(
                 f"{label} has {size >> 20} MiB of text in {column}; the inspector reads "
                 f"{MAX_TEXT_BYTES >> 20} MiB."
             )
+    return table
+
+
+def read_groups(file: pq.ParquetFile, names: list[str], groups) -> pa.Table:
+    """The named columns of some row groups.
+
+    Text inside structs comes as dictionaries one row group at a time: pyarrow 26 cannot join them.
+    """
+    read = {"use_threads": False}  # quicker for files of this size
+    kinds = {name: file.schema_arrow.field(name).type for name in names}
+    nested = [name for name, kind in kinds.items() if not is_text(kind) and holds_text(kind)]
+    plain = [name for name in names if name not in nested]
+    table = file.read_row_groups(list(groups), plain, **read)
+    parts = [file.read_row_group(group, nested, **read) for group in groups if nested]
+    for name in nested:
+        chunks = [chunk for part in parts for chunk in part.column(name).chunks]
+        table = table.append_column(name, pa.chunked_array(chunks, type=kinds[name]))
     return table
 
 

@@ -61,7 +61,7 @@ TOOLTIP = [
     {"field": "value", "format": ".4g"},
     {"field": "average", "format": ".4g"},
 ]
-LINE_COLOURS = [BLUE, ORANGE, GREEN, "#9a57c4", GREY, "#b23b4e"]
+LINE_COLOURS = [BLUE, ORANGE, GREEN, "#9a57c4", GREY, "#b23b4e", "#11879b", "#a07a1f", "#5c6bc0"]
 
 
 def document(look: Look, **parts) -> Spec:

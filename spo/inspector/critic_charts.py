@@ -17,7 +17,7 @@ from spo.inspector.charts import (
     quantity,
     short,
 )
-from spo.inspector.history import History, function_rewards, numbers
+from spo.inspector.history import SOURCE_EV, History, function_rewards, numbers
 from spo.inspector.markup import address
 
 MAX_DOTS = 1500
@@ -27,10 +27,10 @@ def critic_charts(history: History, line: dict | None, look: Look, width: int) -
     """EV over the steps; EV by position in the completion; calibration with error bars."""
     views = []
     title = "Explained variance of the critic"
+    lines = dict(CHARTS[title])
+    lines |= {SOURCE_EV + name: f"{name} alone" for name in history.value_sources}
     rows = [
-        row
-        for name, label in CHARTS[title].items()
-        for row in points(history, name, label, title, width)
+        row for name, label in lines.items() for row in points(history, name, label, title, width)
     ]
     common = {"width": look.chart_width, "height": 200}
     if rows:
@@ -68,6 +68,7 @@ def ev_layers() -> list[Spec]:
     x = {"field": "step", "type": "quantitative", "axis": {"grid": False}}
     y = {"type": "quantitative", "axis": {"title": None}}
     colour = {"field": "line", "type": "nominal", "scale": {"range": LINE_COLOURS}, "sort": None}
+    colour |= {"legend": {"columns": 2}}
     faint = {"mark": {"type": "line", "opacity": 0.25}}
     point = {"field": "link"}
     tooltip = [{"field": "step"}, {"field": "line"}, {"field": "value", "format": ".3g"}]

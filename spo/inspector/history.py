@@ -24,6 +24,10 @@ FIRST_LINES = 24
 """So many files are read at once before the first answer; the others in the background."""
 
 
+SOURCE_EV = "explained_variance_by_source/"
+"""What the explained variance of a value source is called, before its name."""
+
+
 class Series(NamedTuple):
     """One number over the steps, ascending; NaN where it is unknown."""
 
@@ -74,6 +78,12 @@ class History:
         names += [match[1] for match in found if match]
         return list(dict.fromkeys(names))
 
+    @property
+    def value_sources(self) -> list[str]:
+        """The terms of the critic, where there are several."""
+        lines = [*self.lines[:1], *self.lines[-1:]]
+        return list(dict.fromkeys(name for line in lines for name in value_sources(line)))
+
 
 def numbers(column: Any) -> np.ndarray:
     """A list of the index as floats; null and what is no number become NaN."""
@@ -110,7 +120,15 @@ def line_number(line: dict[str, Any], name: str) -> float | None:
             return as_number(line.get("explained_variance"))
     if name.startswith("rewards/") and name.endswith("/mean"):
         return mean_or_none(function_rewards(line, name[8:-5]))
+    if name.startswith(SOURCE_EV):
+        return as_number(value_sources(line).get(name.removeprefix(SOURCE_EV)))
     return as_number(line.get(name))
+
+
+def value_sources(line: dict[str, Any]) -> dict[str, Any]:
+    """What each value source explains; nothing where there is one."""
+    found = line.get("explained_variance_by_source")
+    return found if isinstance(found, dict) else {}
 
 
 def as_number(x: Any) -> float | None:

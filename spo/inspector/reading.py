@@ -11,6 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spo.columns import (
+    COLUMNS,
+    CREDIT_FLOATS,
+    OPTIONAL,
+    TOKEN_FLOATS,
+    VALUES_BY_SOURCE,
+    schema,
+    struct_fields,
+)
 from spo.config import SPOConfig
 from spo.inspector import bounded
 from spo.inspector.bounded import (
@@ -25,20 +34,16 @@ from spo.inspector.bounded import (
 )
 from spo.inspector.foreign import read_reduced
 from spo.inspector.step import CREDIT_FIELDS, Group, Step
-from spo.rollouts import (
-    CREDIT_FLOATS,
-    METADATA_KEY,
-    TOKEN_FLOATS,
-    from_columns,
-    read_metadata,
-    schema,
-)
+from spo.rollouts import METADATA_KEY, from_columns, read_metadata
+from spo.values.alignment import ITEMS
 
 EXPECTED = schema([])
-OPTIONAL = ("token_logprobs_ref", "token_values", "token_returns", "rewards_by_function")
-MAX_SAVED_COLUMNS = 8
+MAY_LACK = ("token_logprobs_ref", "token_values", "token_returns", "rewards_by_function")
+"""Columns that the trainer always writes, and that may be null or missing."""
+MAX_SAVED_COLUMNS = 16
 """Columns of the data set saved beside the rollouts, such as the reference answer."""
-NEEDED = tuple(name for name in EXPECTED.names if name not in OPTIONAL)
+MAX_SOURCES = 16
+NEEDED = tuple(name for name in EXPECTED.names if name not in MAY_LACK)
 
 
 def read_step(path: Path) -> Step:
@@ -136,9 +141,6 @@ def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
     if not metadata[METADATA_KEY].startswith(b"{"):
         raise ValueError(f"{name}: its metadata is no JSON object.")
     details = _checked_details(read_metadata(metadata, name), name)
-    found = set(file.schema_arrow.names)
-    reward_names = _reward_names(file)
-    expected = schema(reward_names)
     lacking = _lacking(file)
     if lacking:
         return read_reduced(file, name, f"columns {', '.join(lacking)}")
@@ -146,11 +148,13 @@ def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
     for column in TEXT:
         if not is_text(file.schema_arrow.field(column).type):
             raise ValueError(f"{name}: its column {column} is no text.")
+    expected = _expected(file)
     saved_columns = [
         field.name
         for field in file.schema_arrow
         if field.name not in expected.names and is_text(field.type)
     ][:MAX_SAVED_COLUMNS]
+    found = set(file.schema_arrow.names)
     wanted = [column for column in expected.names if column in found]
     table = bounded_table(file, [*wanted, *saved_columns], name, group)
     columns = {}
@@ -166,7 +170,36 @@ def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
     if config.kl_in_reward and saved.rollouts.token_logprobs_ref is None:
         raise ValueError(f"{name} has a KL in its rewards but no reference log-probs.")
     beside = {column: as_strings(table.column(column)) for column in saved_columns}
-    return Step(saved.rollouts, saved.credit, config, saved.run_id, beside=beside)
+    beside |= {column: as_strings(x) for column, x in _fields(columns, COLUMNS).items()}
+    items = saved.config.get("value_reference_items")
+    items = [kind for kind in ITEMS if isinstance(items, list) and kind in items]
+    rest = {"beside": beside, "reference_items": tuple(items)}
+    return Step(saved.rollouts, saved.credit, config, saved.run_id, **rest)
+
+
+def _expected(file: pq.ParquetFile) -> pa.Schema:
+    """The columns to read of a file, with their types; a struct of something else is left out."""
+    arrow = file.schema_arrow
+    sources = _struct_names(arrow, VALUES_BY_SOURCE, is_floats, MAX_SOURCES)
+    saved = _struct_names(arrow, COLUMNS, is_text, MAX_SAVED_COLUMNS)
+    optional = [name for name in OPTIONAL if name in arrow.names]
+    return schema(_reward_names(file), optional, sources, saved)
+
+
+def is_floats(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
+
+
+def _struct_names(arrow: pa.Schema, name: str, is_fit, most: int) -> list[str]:
+    """The fields of a struct column; none where there are too many or they do not fit."""
+    kind = arrow.field(name).type if name in arrow.names else None
+    if kind is None or not pa.types.is_struct(kind) or kind.num_fields > most:
+        return []
+    return [part.name for part in kind] if all(is_fit(part.type) for part in kind) else []
+
+
+def _fields(columns: dict[str, pa.ChunkedArray], name: str) -> dict[str, pa.ChunkedArray]:
+    return struct_fields(columns[name]) if name in columns else {}
 
 
 def as_strings(column: pa.ChunkedArray) -> list[str]:
@@ -181,7 +214,10 @@ def _checked_details(details: dict, name: str) -> dict:
             raise ValueError(f"{name}: its metadata has no valid {key}.")
     threshold = details.get("entropy_threshold")
     details["entropy_threshold"] = float(threshold) if is_number(threshold) else None
-    return details
+    sources = details.get("value_sources")
+    is_names = isinstance(sources, list) and all(isinstance(x, str) for x in sources)
+    # the page shows a column's text: nothing is decoded that a stranger wrote
+    return details | {"value_sources": sources if is_names else [], "json_columns": []}
 
 
 def _config(saved: dict, name: str) -> SPOConfig:
@@ -212,10 +248,17 @@ def _check_lengths(columns: dict[str, pa.ChunkedArray], name: str) -> None:
             f"{name} pads to {len(lengths)} × {lengths.max()} tokens; the inspector reads "
             f"{bounded.MAX_VALUES}."
         )
-    for column in ("token_ends", "segment_ids", *TOKEN_FLOATS, *CREDIT_FLOATS):
-        absent = column in OPTIONAL and columns[column].null_count == len(lengths)
-        if not absent and not np.array_equal(list_lengths(columns[column]), lengths):
+    tokens = {column: columns[column] for column in ("token_ends", "segment_ids", *CREDIT_FLOATS)}
+    more = (*TOKEN_FLOATS, "action_mask", "token_logprobs_sampler")
+    tokens |= {column: columns[column] for column in more if column in columns}
+    by_source = _fields(columns, VALUES_BY_SOURCE)
+    for column, numbers in (tokens | by_source).items():
+        may_lack = column not in NEEDED
+        absent = may_lack and numbers.null_count == len(lengths)
+        if not absent and not np.array_equal(list_lengths(numbers), lengths):
             raise ValueError(f"{name}: {column} has not one number per token.")
+        if numbers.combine_chunks().flatten().null_count:
+            raise ValueError(f"{name}: {column} holds nulls among its numbers.")
     for column in (*TEXT, "truncated", "prompt_index", "prompt_ids", "step"):
         if columns[column].null_count:
             raise ValueError(f"{name}: {column} has rows without a value.")

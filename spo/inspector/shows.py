@@ -18,7 +18,7 @@ from spo.inspector import charts, critic_charts, maps, tables
 from spo.inspector.bounded import TooLarge, is_number
 from spo.inspector.charts import Look, Spec
 from spo.inspector.compare import diff_html, modes_html, steps_with
-from spo.inspector.folder import Folder
+from spo.inspector.folder import EVALUATIONS, Folder
 from spo.inspector.history import Histories, History
 from spo.inspector.markup import completion_html, legend_html, link
 from spo.inspector.notes import Notes
@@ -26,7 +26,7 @@ from spo.inspector.reading import count_groups, read_group, read_step
 from spo.inspector.search import MEASURES, Found, search_run
 from spo.inspector.step import Step
 from spo.inspector.turns import last_words
-from spo.inspector.verdicts import Verdict, verdicts
+from spo.inspector.verdicts import verdicts, verdicts_html
 from spo.inspector.views import best_place, group_rows, group_starts
 
 Values = dict[str, Any]
@@ -310,11 +310,22 @@ class Shows:
             ),
             "from": gr.Dropdown(choices=labels(before, first_a, count_before), value=a),
             "to": gr.Dropdown(choices=labels(now, first_b, count_now), value=b),
-            "diff": note("This file holds no tokens to align.")
-            if reduced
-            else diff_html(before, first_a + a, now, first_b + b),
+            "diff": self.to_evaluations(place.run)
+            + (
+                note("This file holds no tokens to align.")
+                if reduced
+                else diff_html(before, first_a + a, now, first_b + b)
+            ),
             "modes": "" if reduced else modes_html(now, first_b + b),
         }
+
+    def to_evaluations(self, run: str) -> str:
+        """A link to the run's evaluations, where it saved some: they have the same prompts."""
+        evaluated = f"{run}/{EVALUATIONS}"
+        if evaluated not in self.folder.runs():
+            return ""
+        words = "Compare the evaluations of this run: always the same prompts."
+        return f'<p class="spo small hint">{link(words, run=evaluated, tab="compare")}</p>'
 
 
 def labels(step: Step, first: int, count: int) -> list[tuple[str, int]]:
@@ -363,23 +374,6 @@ def line_at(history: History, step: int | None) -> dict | None:
 
 def note(sentence: str) -> str:
     return f'<div class="spo small"><p class="note">{html.escape(sentence)}</p></div>'
-
-
-def verdicts_html(found: list[Verdict], history: History) -> str:
-    """The verdicts as links to the step they begin at, or that there are none."""
-    steps = [line["step"] for line in history.lines]
-    items = []
-    for verdict in found:
-        near = min(steps, key=lambda step: abs(step - verdict.since), default=None)
-        words = link(verdict.sentence, run=history.run, tab="step", step=near)
-        items.append(f'<li class="verdict">{words}</li>')
-    if not items:
-        items = ["<li>Nothing stands out in this run.</li>"]
-    wait = ""
-    if history.progress < 1:
-        wait = f'<p class="hint">Reading older steps: {history.progress:.0%}.</p>'
-    body = f"<h3>What stands out</h3><ul>{''.join(items)}</ul>{wait}"
-    return f'<div class="spo small verdicts">{body}</div>'
 
 
 def found_values(found: Found, place: Place) -> Values:

@@ -40,6 +40,7 @@ class Step:
         config: what the trainer used, as far as CREDIT_FIELDS go; None in reduced mode.
         missing: what the file does not hold, in words; not empty in reduced mode.
         beside: columns of the data set that were saved, such as the reference answer, by row.
+        reference_items: what completions and references were compared by.
     """
 
     rollouts: Rollouts
@@ -48,6 +49,7 @@ class Step:
     run_id: str
     missing: tuple[str, ...] = ()
     beside: dict[str, list[str]] = field(default_factory=dict)
+    reference_items: tuple[str, ...] = ()
 
     @cached_property
     def recomputed(self) -> Credit:

@@ -36,6 +36,15 @@ def char_ends(
     return np.cumsum(complete_at)[ends]
 
 
+def utf16_places(text: str) -> Int[np.ndarray, " _"]:
+    """The place of each character, and of the end, in UTF-16 units (JavaScript).
+
+    >>> utf16_places("a😀b")
+    array([0, 1, 3, 4])
+    """
+    return np.cumsum([0, *(2 if ord(char) > 0xFFFF else 1 for char in text)])
+
+
 def parts_of_characters(
     text: str, byte_ends: Int[np.ndarray, " T"]
 ) -> dict[int, tuple[int, int, str]]:

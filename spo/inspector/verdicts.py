@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spo.inspector.history import History, Series
+from spo.inspector.markup import link
 
 MIN_STEPS = 30
 """Shorter runs say nothing about trends."""
@@ -309,3 +310,20 @@ def duplicates(distinct: Series | None) -> Verdict | None:
     since = int(distinct.steps[at])
     words = f"Only {level[-1]:.0%} of a step's completions are different texts since step {since}."
     return Verdict("duplicates", since, words, "distinct")
+
+
+def verdicts_html(found: list[Verdict], history: History) -> str:
+    """The verdicts as links to the step they begin at, or that there are none."""
+    steps = [line["step"] for line in history.lines]
+    items = []
+    for verdict in found:
+        near = min(steps, key=lambda step: abs(step - verdict.since), default=None)
+        words = link(verdict.sentence, run=history.run, tab="step", step=near)
+        items.append(f'<li class="verdict">{words}</li>')
+    if not items:
+        items = ["<li>Nothing stands out in this run.</li>"]
+    wait = ""
+    if history.progress < 1:
+        wait = f'<p class="hint">Reading older steps: {history.progress:.0%}.</p>'
+    body = f"<h3>What stands out</h3><ul>{''.join(items)}</ul>{wait}"
+    return f'<div class="spo small verdicts">{body}</div>'

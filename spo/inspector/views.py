@@ -7,6 +7,7 @@ Axes: B completions of the step, N tokens of the chosen completions one after th
 """
 
 import base64
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import pyarrow.compute as pc
 
 from spo.advantages import rewards_in_loss
 from spo.inspector.bounded import is_number
+from spo.inspector.references import reference_view
 from spo.inspector.step import CREDIT_FIELDS, Step
 from spo.inspector.text import char_ends, parts_of_characters
 from spo.inspector.turns import last_words, turns
 from spo.rollouts import Credit
-from spo.segments import find_boundaries, segment_ids_from_boundaries, segment_starts
+from spo.segments import segment, segment_starts
 
 MAX_BROWSER_TOKENS = 1 << 20
 """Steps up to this size are sent whole, so that the browser can recompute credit by itself."""
@@ -246,6 +248,8 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
     def tokens(array, dtype="<f4"):
         return None if array is None else pack(array[chosen][mask], dtype)
 
+    by_source = rollouts.values_by_source if len(rollouts.values_by_source) > 1 else {}
+
     return {
         "group": group,
         "prompt": rollouts.prompts[block.start],
@@ -262,6 +266,8 @@ def group_view(step: Step, group: int, rows: list[int] | None = None) -> dict[st
         "logprobs": tokens(rollouts.token_logprobs_old),
         "logprobs_ref": tokens(rollouts.token_logprobs_ref),
         "values": tokens(rollouts.token_values),
+        "values_by_source": {name: tokens(array) for name, array in by_source.items()},
+        "actions": tokens(rollouts.action_mask, "u1"),
         "token_rewards": tokens(rollouts.token_rewards),
         "segment_ids": tokens(credit.segment_ids, "<i4"),
         "advantages": tokens(credit.token_advantages),
@@ -307,6 +313,7 @@ def _completion(step: Step, row: int, first: int) -> dict[str, Any]:
             )
         },
         "truncated": bool(rollouts.truncated[row]),
+        "reference": reference_view(step, row),
     }
 
 
@@ -323,10 +330,8 @@ def credit_inputs(step: Step) -> dict[str, Any]:
     return {
         "num_generations": rollouts.num_generations,
         "lengths": pack(rollouts.lengths, "<i4"),
-        "in_loss": pack(
-            rollouts.loss_mask(config.mask_truncated_completions).any(1) & (rollouts.lengths > 0),
-            "<i4",
-        ),
+        "in_loss": pack(rollouts.loss_mask(config.mask_truncated_completions).any(1), "<i4"),
+        "actions": pack(None if rollouts.action_mask is None else rollouts.actions[mask], "u1"),
         "entropies": pack(rollouts.token_entropies[mask]),
         "values": None if rollouts.token_values is None else pack(rollouts.token_values[mask]),
         "reward_positions": pack(nonzero, "<i4"),
@@ -338,8 +343,5 @@ def credit_inputs(step: Step) -> dict[str, Any]:
 def cut_by_entropy(step: Step) -> bool:
     """Whether the saved segments are those of the entropy rule, which the browser knows; segments
     of any other rule are sent as they are."""
-    rollouts, config = step.rollouts, step.config
-    mask = rollouts.loss_mask(config.mask_truncated_completions)
-    boundaries = find_boundaries(rollouts.token_entropies, mask, config.entropy_percentile)
-    ids = segment_ids_from_boundaries(boundaries, rollouts.completion_mask)
+    ids = segment(step.rollouts, dataclasses.replace(step.config, segmentation="entropy"))
     return np.array_equal(ids, step.credit.segment_ids)

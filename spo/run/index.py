@@ -54,8 +54,9 @@ def index_line(rollouts: Rollouts, credit: Credit, evaluation: bool = False) -> 
         Of the step: `distinct` (share of different texts), `advantage_by_tenth` (mean |A|),
         `segments` per completion and `segment_length` in tokens (means); with a critic also
         `explained_variance` of V at every token, `explained_variance_prompt` of V(prompt) alone,
-        `explained_variance_by_tenth`, and `calibration`: [mean V, mean reward, its standard
-        error, count] of ten equally filled bins of segment starts.
+        `explained_variance_by_tenth`, `explained_variance_by_source` (of each value source, were
+        it alone the critic; only where there are several), and `calibration`: [mean V, mean
+        reward, its standard error, count] of ten equally filled bins of segment starts.
     """
     mask = rollouts.loss_mask(False)
     tenths = tenth_of(rollouts.completion_mask)
@@ -94,6 +95,10 @@ def critic_fit(rollouts, credit, mask, tenths, starts) -> dict[str, Any]:
     if returns is None:
         returns = np.broadcast_to(rollouts.completion_rewards[:, None], values.shape)
     of_prompt = np.broadcast_to(first_column(values)[:, None], values.shape)
+    by_source = {
+        name: one(explained_variance(array, returns, mask))
+        for name, array in rollouts.values_by_source.items()
+    }
     return {
         "explained_variance": one(explained_variance(values, returns, mask)),
         "explained_variance_prompt": one(explained_variance(of_prompt, returns, mask)),
@@ -102,6 +107,7 @@ def critic_fit(rollouts, credit, mask, tenths, starts) -> dict[str, Any]:
             for tenth in range(TENTHS)
         ],
         "calibration": calibration(values, rollouts.completion_rewards, starts & mask),
+        **({"explained_variance_by_source": by_source} if len(by_source) > 1 else {}),
     }
 
 

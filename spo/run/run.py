@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,22 +175,35 @@ class Run:
             self.callbacks.call("on_log", logs=metrics)
         self.callbacks.call("on_step_end")
 
-    def log_evaluation(self, metrics: dict[str, float]) -> None:
+    def log_evaluation(
+        self, metrics: dict[str, float], saved: tuple[Rollouts, Credit] | None = None
+    ) -> None:
+        """`saved`: its rollouts, for a file beside the steps', under the number of the last one."""
+        step = self.state.global_step
         with self._writing("metrics"):
-            self.reporter.log_eval(self.state.global_step, metrics)
+            self.reporter.log_eval(step, metrics)
+        if saved is not None and self.args.save_rollouts_steps:
+            rollouts, credit = saved
+            # without values lambda decides nothing, and "auto" is no number
+            settings = replace(self.args, lam=1.0) if self.args.lam == "auto" else self.args
+            self._write_rollouts(replace(rollouts, step=step), credit, settings, evaluation=True)
         self.state.log_history.append({"step": self.state.global_step} | metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
 
     def save_rollouts(self, rollouts: Rollouts, credit: Credit, settings: SPOConfig) -> None:
         """The Parquet file of a step, every `save_rollouts_steps`; `settings`: of its credit."""
-        if (
-            is_due(rollouts.step, self.args.save_rollouts_steps)
-            and self.accelerator.is_main_process
-        ):
-            path = self.output_dir / "rollouts" / f"step-{rollouts.step:06d}.parquet"
+        if is_due(rollouts.step, self.args.save_rollouts_steps):
+            self._write_rollouts(rollouts, credit, settings)
+
+    def _write_rollouts(
+        self, rollouts: Rollouts, credit: Credit, settings: SPOConfig, evaluation: bool = False
+    ) -> None:
+        if self.accelerator.is_main_process:
+            name = f"{'eval-' if evaluation else ''}step-{rollouts.step:06d}.parquet"
+            path = self.output_dir / "rollouts" / name
             with self._writing("rollouts"):
                 save_rollouts(rollouts, path, credit, settings, self.name)
-                index.append(rollouts, credit, path.parent)
+                index.append(rollouts, credit, path.parent, evaluation)
 
     def save_checkpoint(self, step: int, weights: dict[str, torch.Tensor]) -> Path:
         """Whole or not at all; what went wrong is said with what is safe."""

@@ -109,6 +109,26 @@ def align(
     return Alignment(inputs, reference_read, missing)
 
 
+def followed_items(
+    completion: str, reference: str, items: ItemKind = "numbers"
+) -> list[tuple[int, int, int, int]]:
+    """Where a completion follows its reference: of each item that moves the pointer its begin and
+    end in the completion and in the reference, in characters.
+
+    >>> followed_items("1+2=3, 9", "so 1+2=3")
+    [(0, 1, 3, 4), (2, 3, 5, 6), (4, 5, 7, 8)]
+    """
+    row = _Row.read("", completion, reference, ITEMS[items])
+    if not row.expected:
+        return []
+    pointers = _pointers(row.item_ids, row.expected_ids)
+    places = [match.span() for match in ITEMS[items].finditer(reference)]
+    moved = np.flatnonzero(np.diff(pointers))
+    return [
+        (int(row.begins[i]), int(row.ends[i]), *places[pointers[i + 1] - 1]) for i in moved.tolist()
+    ]
+
+
 @dataclass(frozen=True)
 class _Row:
     """The items of one completion and of its reference; equal items have equal ids.

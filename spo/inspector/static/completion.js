@@ -27,7 +27,7 @@ export class CompletionText {
   }
 
   build(shared) {
-    const { length, parts, fork } = this.completion;
+    const { length, parts, fork, actions } = this.completion;
     let line = null;
     for (let at = 0; at < length; at++) {
       line ??= this.addLine(at);
@@ -37,7 +37,8 @@ export class CompletionText {
       line.element.append(span);
       line.stop = at + 1;
       this.spans.push(span);
-      const place = (at < shared ? " shared" : "") + (at === fork ? " fork" : "");
+      const tool = actions && !actions[at] ? " tool" : "";
+      const place = (at < shared ? " shared" : "") + (at === fork ? " fork" : "") + tool;
       const part = Object.hasOwn(parts, at) && parts[at];
       if (part) span.dataset.part = `${part[0]}/${part[1]}`;
       this.kinds.push((part ? "t part" : tokenKind(text)) + place);

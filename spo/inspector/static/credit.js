@@ -14,10 +14,15 @@ export function prepareStep(inputs) {
   inputs.rewardPositions.forEach((at, i) => (rewards[at] = inputs.rewardValues[i]));
   const mask = new Uint8Array(entropies.length);
   lengths.forEach((_, row) => mask.fill(inLoss[row], offsets[row], offsets[row + 1]));
+  const { boundaries, actions } = inputs; // boundaries of another rule stay as they are
+  const turns = []; // where the policy speaks again after a tool or the environment
+  for (let at = 0; actions && at < mask.length; at++) {
+    if (!actions[at]) mask[at] = 0;
+    else if (mask[at] && at && !actions[at - 1] && !offsets.includes(at)) turns.push(at);
+  }
   const sorted = entropies.filter((_, at) => mask[at]).sort(); // typed arrays sort by number
-  const { boundaries } = inputs; // of a rule other than entropy: they stay as they are
   const step = { lengths, offsets, inLoss, mask, entropies, sorted, values, rewards };
-  return { ...step, numGenerations, boundaries };
+  return { ...step, numGenerations, boundaries, turns };
 }
 
 /** Python's round(): halves go to the even neighbour. */
@@ -34,6 +39,7 @@ export function assignCredit(step, config) {
   const values = config.mode === "grpo" ? null : step.values;
   const kept = config.mode === "spo" && step.boundaries;
   const { boundaries, cut } = kept ? { boundaries: kept, cut: null } : findBoundaries(step, p);
+  for (const at of step.turns) boundaries[at] = 1;
   const segmentIds = numberSegments(step, boundaries);
   const { rewards } = step;
   if (!values) {
@@ -143,8 +149,8 @@ function groupAdvantages(step, rewards, scale) {
     const { mean, sampleStd } = moments(totals.slice(group, group + numGenerations));
     const divisor = { group: sampleStd + 1e-4, batch: batchStd + 1e-4, none: 1 }[scale];
     for (let row = group; row < Math.min(rows, group + numGenerations); row++) {
-      if (inLoss[row]) {
-        advantages.fill((totals[row] - mean) / divisor, offsets[row], offsets[row + 1]);
+      for (let at = offsets[row]; inLoss[row] && at < offsets[row + 1]; at++) {
+        if (step.mask[at]) advantages[at] = (totals[row] - mean) / divisor;
       }
     }
   }

@@ -28,6 +28,7 @@ export function unpackInputs(answer) {
     rewardPositions: unpack(answer.reward_positions, Int32Array),
     rewardValues: unpack(answer.reward_values),
     boundaries: unpack(answer.boundaries, Uint8Array),
+    actions: unpack(answer.actions, Uint8Array),
   };
 }
 
@@ -40,12 +41,16 @@ export function unpackGroup(answer) {
   const arrays = {};
   for (const name of FLOATS) arrays[name] = unpack(answer[name]);
   for (const name of INTEGERS) arrays[name] = unpack(answer[name], Int32Array);
-  const hasTokens = answer.has_tokens;
+  const { has_tokens: hasTokens } = answer;
+  const actions = unpack(answer.actions, Uint8Array); // null: the policy chose every token
+  const sources = Object.entries(answer.values_by_source).map(([name, x]) => [name, unpack(x)]);
   let offset = 0;
   const completions = answer.completions.map((plain, index) => {
     const stop = offset + plain.length;
     const completion = { ...plain, ends: unpack(plain.ends, Int32Array), hasTokens };
     completion.fork = answer.forks[index];
+    completion.actions = actions && actions.subarray(offset, stop);
+    completion.sources = sources.map(([name, x]) => [name, x.subarray(offset, stop)]);
     for (const name of [...FLOATS, ...INTEGERS])
       completion[name] = arrays[name] && arrays[name].subarray(offset, stop);
     completion.saved = { segmentIds: completion.segment_ids, advantages: completion.advantages };

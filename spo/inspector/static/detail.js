@@ -3,6 +3,7 @@
 import { tokenTitle } from "./completion.js";
 import { startsSegment } from "./data.js";
 import { h, show, signed, svg, visible } from "./dom.js";
+import { referencePanel } from "./reference.js";
 import { colourClass } from "./scale.js";
 
 /** First token and end of the segment that token `at` is in. */
@@ -19,14 +20,17 @@ export function tokenFacts(completion, credit, at, cut) {
   const { start, stop } = segmentSpan(credit.segmentIds, at);
   const boundary = at > 0 && startsSegment(credit.segmentIds, at) && cut !== null;
   const relation = boundary ? ` ≥ cut ${show(cut)} → starts a segment` : "";
+  const isTool = completion.actions && !completion.actions[at];
   const facts = [
     ["token", `${at + 1} of ${completion.length} · id ${completion.token_ids[at]}`],
+    ...(isTool ? [["from", "a tool or the environment: read, never trained on"]] : []),
     ["entropy", `H = ${show(completion.entropies[at])}${relation}`],
     ["log-prob", show(completion.logprobs[at])],
   ];
   const gap = completion.logprobs_ref && completion.logprobs[at] - completion.logprobs_ref[at];
   if (completion.logprobs_ref) facts.push(["minus reference", signed(gap)]);
   if (completion.values) facts.push(["value V", show(completion.values[at])]);
+  for (const [name, values] of completion.sources) facts.push([`· ${name}`, signed(values[at])]);
   if (completion.token_rewards[at]) facts.push(["reward", signed(completion.token_rewards[at])]);
   if (completion.returns) facts.push(["return", show(completion.returns[at])]);
   facts.push(["segment", `${credit.segmentIds[at] + 1} · tokens ${start + 1}–${stop}`]);
@@ -55,6 +59,7 @@ export function detailPanel(completion, credit, at, cut, parts, onPick) {
     h("p", { class: "token-text" }, tokenTitle(completion, at)),
     factList(tokenFacts(completion, credit, at, cut).slice(1)),
   ];
+  nodes.push(...referencePanel(completion, at));
   if (!parts) return nodes;
   const index = parts.findIndex((part) => at < part.stop);
   const part = parts[index];

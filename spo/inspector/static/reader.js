@@ -54,6 +54,9 @@ export class Reader {
     if (card.text.kinds[at].includes("shared")) this.fold.checked = false;
     card.text.select(at, previousCard === index ? previous : 0, take);
     highlight(card.text.spans, credit.segmentIds, at);
+    const items = card.completion.reference?.items ?? [];
+    const met = items.flatMap(([from, to]) => rangesOf(card.completion, card.text.spans, from, to));
+    CSS.highlights?.set("spo-met", new Highlight(...met));
   }
 
   /** Ranges of a text in all completions, whatever tokens it spans. */
@@ -61,11 +64,8 @@ export class Reader {
     return this.cards.flatMap(({ completion, text }) => {
       const lower = completion.text.toLowerCase();
       const found = [];
-      for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, at + 1)) {
-        const first = completion.ends.findIndex((end) => end > at);
-        const last = completion.ends.findIndex((end) => end >= at + wanted.length);
-        if (first >= 0 && last >= 0) found.push(rangeOf(text.spans[first], text.spans[last]));
-      }
+      for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, at + 1))
+        found.push(...rangesOf(completion, text.spans, at, at + wanted.length));
       return found;
     });
   }
@@ -127,6 +127,13 @@ function highlight(spans, segmentIds, at) {
   const { start, stop } = segmentSpan(segmentIds, at);
   CSS.highlights.set("spo-segment", new Highlight(rangeOf(spans[start], spans[stop - 1])));
   CSS.highlights.set("spo-token", new Highlight(rangeOf(spans[at], spans[at])));
+}
+
+/** The tokens that hold a stretch of the completion's text, as a range; none where it has none. */
+function rangesOf({ ends }, spans, from, to) {
+  const first = ends.findIndex((end) => end > from);
+  const last = ends.findIndex((end) => end >= to);
+  return first >= 0 && last >= 0 ? [rangeOf(spans[first], spans[last])] : [];
 }
 
 function rangeOf(first, last) {
