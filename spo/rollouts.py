@@ -143,10 +143,14 @@ class Rollouts:
         """The tokens that the policy chose."""
         return self.completion_mask if self.action_mask is None else self.action_mask
 
+    @property
+    def scored(self) -> Bool[np.ndarray, " B"]:
+        """The completions that have a reward."""
+        return ~np.isnan(self.completion_rewards)
+
     def rows_in_loss(self, mask_truncated_completions: bool) -> Bool[np.ndarray, " B"]:
-        """The completions that teach: scorable, and not truncated where those are masked."""
-        keep = ~np.isnan(self.completion_rewards)
-        return keep & ~self.truncated if mask_truncated_completions else keep
+        """The completions that teach: scored, and not truncated where those are masked."""
+        return self.scored & ~self.truncated if mask_truncated_completions else self.scored
 
     def loss_mask(self, mask_truncated_completions: bool) -> Bool[np.ndarray, "B T"]:
         """The tokens that take part in losses, entropy ranking and statistics."""
