@@ -98,6 +98,7 @@ class Rollouts:
         references: the right solution of each prompt that the critic read, None where it had none;
             None where it reads none at all.
         reference_origins: where each came from: the column's name, "peer" or "memory".
+        logged_metrics, logged_columns: what reward functions logged beside their rewards.
     """
 
     step: int
@@ -124,6 +125,8 @@ class Rollouts:
     columns: dict[str, list] = field(default_factory=dict)
     references: list[str | None] | None = None
     reference_origins: list[str | None] | None = None
+    logged_metrics: dict[str, float] = field(default_factory=dict)
+    logged_columns: dict[str, list] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -323,6 +326,6 @@ def select_rows(rollouts: Rollouts, rows: Any) -> Rollouts:
             kept[name] = [value[i] for i in chosen]
         elif name == "values_by_source":
             kept[name] = {source: array[chosen] for source, array in value.items()}
-        elif name == "columns":
+        elif name in ("columns", "logged_columns"):
             kept[name] = {column: [entries[i] for i in chosen] for column, entries in value.items()}
     return dataclasses.replace(rollouts, **kept)
