@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class Logged:
             raise ValueError(f"log_metric({name!r}) got {value!r}, which is no finite number.")
         self.metrics.setdefault(str(name), []).append(float(value))
 
-    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+    def log_extra(self, column: str, values: Any) -> None:
         """A column of the table of completions: one entry per completion, in one call or in
         several that go on where the last one stopped."""
         values = values.tolist() if hasattr(values, "tolist") else list(values)
