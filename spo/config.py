@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spo.options import check_bounds, check_types, option
+from spo.options import check_bounds, check_types, nearest_hint, option
 
 CREDIT = "credit assignment"
 CRITIC = "critic"
@@ -30,6 +30,14 @@ SourceName = Literal["surprisal", "reference", "rest", "peers", "history", "hint
 ItemName = Literal["numbers", "words", "symbols"]
 REFERENCES_OF_RUN = ("peer", "memory")
 """Origins in `value_reference` that are no columns: completions of the run itself."""
+
+GENERATION_KWARGS = (
+    *("top_k", "top_p", "min_p", "repetition_penalty"),
+    *("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "sequence_bias"),
+    *("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppress_tokens"),
+    *("begin_suppress_tokens", "exponential_decay_length_penalty"),
+)
+"""What `generation_kwargs` may hold."""
 
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
@@ -323,6 +331,26 @@ class SPOConfig:
     )
     top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT, above=0, high=1)
     top_k: int = option(0, "Sample among the k most likely tokens; 0 disables it.", ROLLOUT, low=0)
+    min_p: float | None = option(
+        None,
+        "Sample among tokens at least this many times as likely as the most likely one.",
+        ROLLOUT,
+        low=0,
+        high=1,
+    )
+    repetition_penalty: float = option(
+        1.0,
+        "Divide the logits of tokens that stand in the prompt or the completion already by this: "
+        "above 1 against repetition. As with top_p, the log-probs that train do not show it.",
+        ROLLOUT,
+        above=0,
+    )
+    generation_kwargs: dict[str, Any] | None = option(
+        None,
+        "Further sampling settings of Transformers' GenerationConfig: min_new_tokens, "
+        "no_repeat_ngram_size, bad_words_ids, suppress_tokens, typical_p, ...",
+        ROLLOUT,
+    )
     per_device_generation_batch_size: int | None = option(
         None,
         "Completions sampled at a time per process; None: all of the rollout batch.",
@@ -612,6 +640,7 @@ class SPOConfig:
         self._check_combinations()
         self._check_critic()
         self._check_loss()
+        self._check_sampling()
 
     def _check_ranges(self):
         check_bounds(self)
@@ -690,6 +719,20 @@ class SPOConfig:
             raise ValueError("value_prompt='reference' needs a critic network.")
         if "{reference}" not in self.value_reference_prompt:
             raise ValueError("value_reference_prompt has no {reference} in it.")
+
+    def _check_sampling(self):
+        unknown = [name for name in self.generation_kwargs or {} if name not in GENERATION_KWARGS]
+        if "temperature" in unknown:
+            raise ValueError(
+                "generation_kwargs holds temperature, which log-probs are taken at, too; set "
+                "temperature itself."
+            )
+        if unknown:
+            hint = nearest_hint(unknown[0], GENERATION_KWARGS)
+            raise ValueError(
+                f"generation_kwargs holds {', '.join(map(str, unknown))}{hint}; it may hold "
+                f"{', '.join(GENERATION_KWARGS)}."
+            )
 
     def _check_loss(self):
         upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
