@@ -134,13 +134,18 @@ def group_advantages(
             f"{len(completion_rewards)} completions do not form groups of {num_generations}."
         )
     rewards = np.asarray(completion_rewards, dtype=np.float64)
+    return np.nan_to_num(_centred(rewards, num_generations, scale), nan=0.0)
+
+
+def _centred(rewards, num_generations: int, scale: str):
+    """Rewards less the mean of their group, scaled, (B,); NaN stays."""
     groups = rewards.reshape(-1, num_generations)
-    advantages = (groups - _nan_mean(groups)).reshape(-1)
+    centred = (groups - _nan_mean(groups)).reshape(-1)
     if scale == "group":
-        advantages /= np.repeat(_nan_std(groups), num_generations) + 1e-4
+        centred /= np.repeat(_nan_std(groups), num_generations) + 1e-4
     elif scale == "batch":
-        advantages /= _nan_std(rewards[None])[0] + 1e-4
-    return np.nan_to_num(advantages, nan=0.0)
+        centred /= _nan_std(rewards[None])[0] + 1e-4
+    return centred
 
 
 def _nan_mean(rows):
@@ -171,15 +176,39 @@ def normalize(
     return np.where(mask, (token_advantages - chosen.mean()) / chosen.std(), 0.0)
 
 
+def objective_advantages(
+    rewards_by_function: Float[np.ndarray, "B F"],
+    reward_weights: list[float] | None,
+    num_generations: int,
+) -> Float[np.ndarray, " B"]:
+    """Each reward function normalised within its group, the weighted sum within the batch.
+
+    With z_f = (r_f − group mean) / (group std + 1e-4) and s = Σ_f w_f z_f,
+    A = (s − mean) / (std + 1e-4) over the batch: GDPO (arXiv 2601.05242), TRL's
+    "normalize_then_sum". So a function with a small spread counts as much as one with a large one.
+    NaN of a function adds nothing; a row that none could score has advantage 0 and enters no mean.
+
+    >>> objective_advantages(np.array([[0.0, 10.0], [1.0, 10.0]]), None, 2).round(2)
+    array([-0.71,  0.71])
+    """
+    scores = np.asarray(rewards_by_function, dtype=np.float64)
+    weights = np.ones(scores.shape[1]) if reward_weights is None else np.asarray(reward_weights)
+    normalized = np.stack(
+        [_centred(column, num_generations, "group") for column in scores.T], axis=1
+    )
+    sums = np.nansum(normalized * weights, axis=1)
+    sums[np.isnan(scores).all(1)] = np.nan
+    return np.nan_to_num(_centred(sums, len(sums), "group"), nan=0.0)
+
+
 def rewards_in_loss(rollouts: Rollouts, config: SPOConfig) -> Float[np.ndarray, "B T"]:
-    """What credit is made of: 0 in rows outside the loss, less the KL penalty of each action where
-    `kl_in_reward`."""
+    """What credit is made of: 0 in rows that could not be scored, less the KL penalty of each
+    action where `kl_in_reward`."""
     rewards = rollouts.token_rewards
     if config.kl_in_reward:
         k1 = kl_k1(rollouts.token_logprobs_old, rollouts.token_logprobs_ref)
         rewards = rewards - config.beta * np.where(rollouts.actions, k1, 0.0)
-    keep = rollouts.rows_in_loss(config.mask_truncated_completions)
-    return np.where(rollouts.completion_mask & keep[:, None], rewards, 0.0)
+    return np.where(rollouts.completion_mask & rollouts.scored[:, None], rewards, 0.0)
 
 
 def monte_carlo_returns(rollouts: Rollouts, config: SPOConfig) -> Float[np.ndarray, "B T"]:
@@ -195,7 +224,8 @@ def assign_credit(
     """Give every token its advantage and its return.
 
     Rows outside the loss (unscorable, or truncated under `mask_truncated_completions`) have
-    advantage 0 and enter no statistic.
+    advantage 0 and enter no statistic; but the reward of a truncated one stays in the mean and std
+    of its group, as in TRL: how hard a prompt is, is told by all of its completions.
 
     Args:
         rollouts: with `token_values`, or without a critic None: group-relative advantages.
@@ -207,10 +237,7 @@ def assign_credit(
     token_rewards = rewards_in_loss(rollouts, config)
 
     if rollouts.token_values is None:
-        completion_rewards = np.where(mask.any(1), token_rewards.sum(1, dtype=np.float64), np.nan)
-        per_row = group_advantages(
-            completion_rewards, rollouts.num_generations, config.scale_rewards
-        )
+        per_row = completion_advantages(rollouts, config)
         token_advantages, token_returns = np.where(mask, per_row[:, None], 0.0), None
     else:
         token_advantages, token_returns = _critic_credit(
@@ -220,6 +247,18 @@ def assign_credit(
     if config.segmentation == "entropy":
         threshold = entropy_threshold(rollouts.token_entropies, mask, config.entropy_percentile)
     return Credit(segment_ids, token_advantages.astype(np.float32), token_returns, threshold)
+
+
+def completion_advantages(rollouts: Rollouts, config: SPOConfig) -> Float[np.ndarray, " B"]:
+    """Every completion's advantage over its group; of the truncated ones, too."""
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        return objective_advantages(
+            rollouts.rewards_by_function, config.reward_weights, rollouts.num_generations
+        )
+    counted = rollouts.loss_mask(mask_truncated_completions=False).any(1)
+    sums = rewards_in_loss(rollouts, config).sum(1, dtype=np.float64)
+    rewards = np.where(counted, sums, np.nan)
+    return group_advantages(rewards, rollouts.num_generations, config.scale_rewards)
 
 
 def _critic_credit(token_rewards, token_values, segment_ids, mask, config: SPOConfig):

@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spo.options import check_bounds, check_types, option
+from spo.options import check_bounds, check_types, nearest_hint, option
 
 CREDIT = "credit assignment"
 CRITIC = "critic"
@@ -30,6 +30,14 @@ SourceName = Literal["surprisal", "reference", "rest", "peers", "history", "hint
 ItemName = Literal["numbers", "words", "symbols"]
 REFERENCES_OF_RUN = ("peer", "memory")
 """Origins in `value_reference` that are no columns: completions of the run itself."""
+
+GENERATION_KWARGS = (
+    *("top_k", "top_p", "min_p", "repetition_penalty"),
+    *("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "sequence_bias"),
+    *("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppress_tokens"),
+    *("begin_suppress_tokens", "exponential_decay_length_penalty"),
+)
+"""What `generation_kwargs` may hold."""
 
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
@@ -99,6 +107,13 @@ class SPOConfig:
         "group",
         "Without a critic: divide group-relative advantages by the std of the group, of the batch, "
         "or not at all.",
+        CREDIT,
+    )
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = option(
+        "sum_then_normalize",
+        "Without a critic, of several reward functions: add the weighted rewards up and scale the "
+        "sum as scale_rewards says, or scale each function within its group first and the sum over "
+        "the batch (GDPO).",
         CREDIT,
     )
 
@@ -235,6 +250,12 @@ class SPOConfig:
         "Subtract beta·KL (k1) from each token's reward instead of adding k3 to the loss.",
         LOSS,
     )
+    use_bias_correction_kl: bool = option(
+        False,
+        "Multiply the KL penalty by the importance ratio, which makes its gradient that of the KL "
+        "(DeepSeek-V3.2).",
+        LOSS,
+    )
     positive_nll_coef: float = option(
         0.0,
         "Factor of a language-modelling loss on the completions with a reward above 0, each "
@@ -247,7 +268,11 @@ class SPOConfig:
         0.2, "Lower (and, by default, upper) clip range of the ratio.", LOSS, low=0
     )
     epsilon_high: float | None = option(
-        None, "Upper clip range; None: the same as epsilon. DAPO recommends 0.28.", LOSS, low=0
+        None,
+        "Upper clip range; None: the same as epsilon. DAPO recommends 0.28. Under "
+        "loss_type='cispo' the bound of the ratio itself; ScaleRL recommends 5.",
+        LOSS,
+        low=0,
     )
     delta: float | None = option(
         None,
@@ -256,13 +281,23 @@ class SPOConfig:
         above=0,
     )
     num_iterations: int = option(1, "Passes over each rollout batch (the μ of GRPO).", LOSS, low=1)
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = option(
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo"] = option(
         "dapo",
         "How token losses become one number: 'dapo' mean over the tokens of the update, 'grpo' "
         "mean over completions of their token means, 'dr_grpo' divided by completions × "
         "max_completion_length; 'bnpo' equals 'dapo' here, as no denominator depends on the split "
-        "into micro-batches.",
+        "into micro-batches. 'cispo' (mean as dapo) bounds the ratio by epsilon_high and clips no "
+        "token, 'sapo' (mean as grpo) fades tokens out smoothly instead.",
         LOSS,
+    )
+    sapo_temperature_pos: float = option(
+        1.0,
+        "How fast loss_type='sapo' fades out tokens of positive advantage.",
+        LOSS,
+        above=0,
+    )
+    sapo_temperature_neg: float = option(
+        1.05, "The same for tokens of negative advantage.", LOSS, above=0
     )
     importance_sampling_level: Literal["token", "segment", "sequence"] = option(
         "token",
@@ -296,6 +331,26 @@ class SPOConfig:
     )
     top_p: float = option(1.0, "Nucleus sampling; 1 disables it.", ROLLOUT, above=0, high=1)
     top_k: int = option(0, "Sample among the k most likely tokens; 0 disables it.", ROLLOUT, low=0)
+    min_p: float | None = option(
+        None,
+        "Sample among tokens at least this many times as likely as the most likely one.",
+        ROLLOUT,
+        low=0,
+        high=1,
+    )
+    repetition_penalty: float = option(
+        1.0,
+        "Divide the logits of tokens that stand in the prompt or the completion already by this: "
+        "above 1 against repetition. As with top_p, the log-probs that train do not show it.",
+        ROLLOUT,
+        above=0,
+    )
+    generation_kwargs: dict[str, Any] | None = option(
+        None,
+        "Further sampling settings of Transformers' GenerationConfig: min_new_tokens, "
+        "no_repeat_ngram_size, bad_words_ids, suppress_tokens, typical_p, ...",
+        ROLLOUT,
+    )
     per_device_generation_batch_size: int | None = option(
         None,
         "Completions sampled at a time per process; None: all of the rollout batch.",
@@ -584,6 +639,8 @@ class SPOConfig:
         self._check_ranges()
         self._check_combinations()
         self._check_critic()
+        self._check_loss()
+        self._check_sampling()
 
     def _check_ranges(self):
         check_bounds(self)
@@ -600,12 +657,6 @@ class SPOConfig:
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             raise ValueError(
                 "generation_batch_size and steps_per_generation say the same thing; set one."
-            )
-        upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
-        if self.delta is not None and self.delta <= upper:
-            raise ValueError(
-                f"delta={self.delta} must exceed 1 + epsilon_high = {upper}, or it clips before "
-                "the ratio does."
             )
         if self.segment_value != "start" and self.advantage_level == "token":
             raise ValueError(
@@ -669,6 +720,47 @@ class SPOConfig:
         if "{reference}" not in self.value_reference_prompt:
             raise ValueError("value_reference_prompt has no {reference} in it.")
 
+    def _check_sampling(self):
+        unknown = [name for name in self.generation_kwargs or {} if name not in GENERATION_KWARGS]
+        if "temperature" in unknown:
+            raise ValueError(
+                "generation_kwargs holds temperature, which log-probs are taken at, too; set "
+                "temperature itself."
+            )
+        if unknown:
+            hint = nearest_hint(unknown[0], GENERATION_KWARGS)
+            raise ValueError(
+                f"generation_kwargs holds {', '.join(map(str, unknown))}{hint}; it may hold "
+                f"{', '.join(GENERATION_KWARGS)}."
+            )
+
+    def _check_loss(self):
+        upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
+        if self.delta is not None and self.delta <= upper:
+            raise ValueError(
+                f"delta={self.delta} must exceed 1 + epsilon_high = {upper}, or it clips before "
+                "the ratio does."
+            )
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            raise ValueError(
+                "loss_type='cispo' bounds the ratio itself by epsilon_high; set it, to 5.0 as "
+                "ScaleRL does."
+            )
+        if self.loss_type in ("cispo", "sapo") and self.delta is not None:
+            raise ValueError(
+                f"loss_type={self.loss_type!r} has no second clip: leave delta out, or use 'dapo'."
+            )
+        if self.use_bias_correction_kl and (self.kl_in_reward or self.beta == 0):
+            raise ValueError(
+                "use_bias_correction_kl is of the KL in the loss: set beta above 0 and "
+                "kl_in_reward to false."
+            )
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.kl_in_reward:
+            raise ValueError(
+                "multi_objective_aggregation='normalize_then_sum' scales reward functions, and the "
+                "KL of kl_in_reward is none; set kl_in_reward to false."
+            )
+
     def check_batches(self, num_processes: int, has_critic: bool) -> None:
         """Batch sizes divide each other; raises ValueError naming the nearest sizes that would."""
         rollout, update = (
@@ -679,6 +771,11 @@ class SPOConfig:
             raise ValueError(
                 "num_generations=1 leaves nothing to compare a completion with; set it to 2 or "
                 "more, or give a critic, e.g. value_model_path='policy'."
+            )
+        if has_critic and self.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "multi_objective_aggregation='normalize_then_sum' is of group-relative advantages, "
+                "a critic's are not: set use_value_network to false, or leave it out."
             )
         unit = math.lcm(self.num_generations, update)
         if rollout % unit:

@@ -14,6 +14,7 @@ import numpy as np
 from spo import __version__, problems
 from spo.config import SPOConfig
 from spo.options import nearest_hint
+from spo.rewards.logged import RESERVED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -226,6 +227,11 @@ def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_
     require_column(dataset, prompt_column)
     for taken in {"prompt_text", "prompt_ids"} & set(columns):
         raise ValueError(f"The dataset has a column {taken!r}, which is added here: rename it.")
+    for taken in {*RESERVED} & set(columns):
+        raise ValueError(
+            f"The dataset has a column {taken!r}, which is a name that reward functions get "
+            "something else by: rename it."
+        )
     for name, feature in dataset.features.items():
         if name in ("image", "images") or "Image(" in repr(feature):
             raise ValueError(

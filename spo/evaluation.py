@@ -16,9 +16,10 @@ from spo.generation.text import completion_texts
 from spo.networks.network import Network
 from spo.prompts import PromptBatch
 from spo.rewards.functions import RewardFunction, nothing_scored
+from spo.rewards.logged import Logged
 from spo.rewards.verifiers import VERIFIERS
 from spo.rollouts import Completions, Credit, Rollouts, stack_rows
-from spo.scoring import records, reward, token_columns, with_columns
+from spo.scoring import metrics_of_all, records, reward, token_columns, with_columns
 
 EVAL_STEP = 2**31
 """Takes the place of the step in the seed of sampling, so that every evaluation draws alike."""
@@ -35,6 +36,7 @@ def evaluate(
     processing_class: Any,
     args: SPOConfig,
     policy: Network | None = None,
+    trainer_state: Any = None,
 ) -> tuple[dict[str, float], tuple[Rollouts, Credit] | None]:
     """Means over a prepared data set, each process doing its share; and the rollouts to save.
 
@@ -51,13 +53,15 @@ def evaluate(
     processes = PartialState()
     mine = np.arange(len(dataset))[processes.process_index :: processes.num_processes]
     scores: list[list[float]] = []
+    logged: list[Logged] = []
     kept = _Kept()
     for start in range(0, len(mine), args.per_device_eval_batch_size):
         rows = mine[start : start + args.per_device_eval_batch_size]
         prompts = PromptBatch.take(dataset, EVAL_STEP, rows, rows)
         completions = generator(prompts, params, EVAL_STEP)
         texts, ends = completion_texts(processing_class, completions.token_ids)
-        rewards = reward(prompts, texts, completions, reward_functions, args)
+        rewards = reward(prompts, texts, completions, reward_functions, args, trainer_state)
+        logged.append(rewards.logged)
         lengths = [len(ids) for ids in completions.token_ids]
         columns = (lengths, rewards.completion_rewards, rewards.rewards_by_function)
         scores += np.column_stack(columns).tolist()
@@ -68,7 +72,8 @@ def evaluate(
     if np.isnan(scores_of_all[:, 1]).all():
         raise nothing_scored(names, len(scores_of_all))
     saved = None if policy is None else kept.rollouts(policy, names, args)
-    return _means(scores_of_all, names), saved
+    metrics = {f"eval/{name}": value for name, value in metrics_of_all(logged).items()}
+    return metrics | _means(scores_of_all, names), saved
 
 
 @dataclass

@@ -10,7 +10,7 @@ add up, for the metrics.
 Axes: b rows of a micro-batch, T its completion tokens. A `log_ratio` is current minus other.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,33 +20,39 @@ from torch import Tensor
 from spo.kl import kl_k3
 
 Sums = dict[str, Float[Tensor, ""]]
+LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo"]
 
 
 def token_weights(
     loss_mask: Bool[np.ndarray, "U T"],
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"],
+    loss_type: LossType,
     max_completion_length: int,
+    num_rows: int | None = None,
 ) -> Float[np.ndarray, "U T"]:
     """Weight of each token of one optimizer update; U completions over all processes.
 
-    With n_b tokens in completion b, N in all, and R completions that have any:
-    'dapo' and 'bnpo' 1/N (DAPO, arXiv 2503.14476, eq. 8); 'grpo' 1/(R n_b) (arXiv 2402.03300,
-    eq. 3); 'dr_grpo' 1/(R · max_completion_length) (arXiv 2503.20783).
+    With n_b tokens in completion b, N in all, and R completions:
+    'dapo', 'bnpo' and 'cispo' 1/N (DAPO, arXiv 2503.14476, eq. 8); 'grpo' and 'sapo' 1/(R n_b)
+    (arXiv 2402.03300, eq. 3); 'dr_grpo' 1/(R · max_completion_length) (arXiv 2503.20783).
 
     >>> token_weights(np.array([[True, True], [True, False]]), "grpo", 2)
     array([[0.25, 0.25],
            [0.5 , 0.  ]])
+
+    Args:
+        num_rows: R, where completions count that have no token in the mask (masked truncated
+            ones); None: those that have any.
     """
     lengths = loss_mask.sum(1, keepdims=True)
-    num_rows = max(int((lengths > 0).sum()), 1)
+    num_rows = max(int((lengths > 0).sum()) if num_rows is None else num_rows, 1)
     match loss_type:
-        case "grpo":
+        case "grpo" | "sapo":
             return loss_mask / (num_rows * np.maximum(lengths, 1))
         case "dr_grpo":
             return loss_mask / (num_rows * max_completion_length)
-        case "dapo" | "bnpo":
+        case "dapo" | "bnpo" | "cispo":
             return loss_mask / max(int(lengths.sum()), 1)
-    raise ValueError(f"loss_type={loss_type!r} is not one of dapo, grpo, bnpo, dr_grpo.")
+    raise ValueError(f"loss_type={loss_type!r} is not one of {', '.join(get_args(LossType))}.")
 
 
 def aggregate_log_ratio(
@@ -88,14 +94,21 @@ def policy_loss(
     importance_sampling_level: Literal["token", "segment", "sequence"] = "token",
     token_logprobs_ref: Float[Tensor, "b T"] | None = None,
     beta: float = 0.0,
+    use_bias_correction_kl: bool = False,
+    loss_type: LossType = "dapo",
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05),
 ) -> tuple[Float[Tensor, ""], Sums]:
-    """Σ weight · [ −min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A) + β k3 ], with ρ = π / π_old.
+    """Σ weight · [ −surrogate + β k3 ], with ρ = π / π_old and the surrogate of `loss_type`; k3
+    times ρ with `use_bias_correction_kl`, which makes its gradient that of the KL (arXiv
+    2512.02556).
 
-    PPO's clipped surrogate (arXiv 1707.06347, eq. 7). `delta` also bounds ρ itself where A < 0,
-    where the minimum has no bound (two-sided clipping, arXiv 2505.07291). A weight of 0 takes a
-    token out, whatever stands there: 0 · NaN would be NaN in the gradient, so it is replaced.
+        'cispo'  min(ρ, ε_high) A log π, no gradient through the ratio (arXiv 2506.13585, eq. 4)
+        'sapo'   (4 / τ) σ(τ (ρ − 1)) A, τ of A > 0 and of A ≤ 0 in `sapo_temperatures`
+                 (arXiv 2511.20347)
+        others   min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A): `clipped_surrogate`
 
-    The sums: the loss, its tokens, how many of them are clipped, and k3 of the old policy.
+    What stands at a weight of 0 is replaced: 0 · NaN would be NaN in the gradient. The sums: the
+    loss, its tokens, how many of them are clipped, and k3 of the old policy.
     """
     mask = weights > 0
     token_logprobs, token_logprobs_old, token_advantages = (
@@ -106,24 +119,65 @@ def policy_loss(
     )
     ratio = log_ratio.exp()
     high = epsilon if epsilon_high is None else epsilon_high
-    clipped_ratio = ratio.clamp(1 - epsilon, 1 + high)
-    bounded = ratio if delta is None else ratio.clamp(max=delta)
-    token_loss = -torch.min(bounded * token_advantages, clipped_ratio * token_advantages)
-
+    match loss_type:
+        case "cispo":
+            surrogate = ratio.clamp(max=high).detach() * token_advantages * token_logprobs
+            clipped = (ratio > high) & (token_advantages > 0)
+        case "sapo":
+            surrogate = soft_gate(ratio, token_advantages, *sapo_temperatures) * token_advantages
+            clipped = torch.zeros_like(mask)
+        case _:
+            surrogate, clipped = clipped_surrogate(ratio, token_advantages, epsilon, high, delta)
+    token_loss = -surrogate
     if token_logprobs_ref is not None and beta:
         token_kl = kl_k3(token_logprobs, torch.where(mask, token_logprobs_ref, 0.0))
-        token_loss = token_loss + beta * token_kl
+        token_loss = token_loss + beta * token_kl * (ratio if use_bias_correction_kl else 1.0)
     loss = (token_loss * weights)[mask].sum()
     with torch.no_grad():
-        too_low = (ratio < 1 - epsilon) & (token_advantages < 0)
-        too_high = (ratio > 1 + high) & (token_advantages > 0)
         sums = {
             "policy_loss": loss.detach(),
             "policy_tokens": mask.sum(),
-            "clipped": ((too_low | too_high) & mask).sum(),
+            "clipped": (clipped & mask).sum(),
             "approx_kl": kl_k3(token_logprobs_old, token_logprobs)[mask].sum(),
         }
     return loss, sums
+
+
+def clipped_surrogate(
+    ratio: Float[Tensor, "b T"],
+    token_advantages: Float[Tensor, "b T"],
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None = None,
+) -> tuple[Float[Tensor, "b T"], Bool[Tensor, "b T"]]:
+    """PPO's min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A), and where it is flat (arXiv 1707.06347, eq. 7).
+
+    `delta` also bounds ρ itself where A < 0, where the minimum has no bound (two-sided clipping,
+    arXiv 2505.07291).
+    """
+    clipped_ratio = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    surrogate = torch.min(bounded * token_advantages, clipped_ratio * token_advantages)
+    too_low = (ratio < 1 - epsilon) & (token_advantages < 0)
+    too_high = (ratio > 1 + epsilon_high) & (token_advantages > 0)
+    return surrogate, too_low | too_high
+
+
+def soft_gate(
+    ratio: Float[Tensor, "b T"],
+    token_advantages: Float[Tensor, "b T"],
+    temperature_pos: float,
+    temperature_neg: float,
+) -> Float[Tensor, "b T"]:
+    """SAPO's smooth stand-in for the clipped ratio: (4 / τ) σ(τ (ρ − 1)), whose slope is 1 at
+    ρ = 1 and falls to both sides, the faster the larger τ.
+
+    >>> soft_gate(torch.ones(1, 1), torch.ones(1, 1), 1.0, 1.05)
+    tensor([[2.]])
+    """
+    temperatures = torch.full_like(ratio, temperature_neg)
+    temperatures[token_advantages > 0] = temperature_pos
+    return torch.sigmoid(temperatures * (ratio - 1)) * 4 / temperatures
 
 
 def positive_nll(

@@ -32,7 +32,7 @@ def rollout_metrics(rollouts: Rollouts, credit: Credit, config: SPOConfig) -> di
     lengths, mask = rollouts.lengths, rollouts.actions
     in_loss = rollouts.loss_mask(config.mask_truncated_completions)
     segments = credit.segment_ids.max(axis=1, initial=-1) + 1
-    metrics = {
+    metrics = rollouts.logged_metrics | {
         "reward": _mean(rollouts.completion_rewards),
         "reward_std": _std(rollouts.completion_rewards),
         "frac_reward_zero_std": zero_spread_fraction(rollouts),

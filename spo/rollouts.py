@@ -98,6 +98,7 @@ class Rollouts:
         references: the right solution of each prompt that the critic read, None where it had none;
             None where it reads none at all.
         reference_origins: where each came from: the column's name, "peer" or "memory".
+        logged_metrics, logged_columns: what reward functions logged beside their rewards.
     """
 
     step: int
@@ -124,6 +125,8 @@ class Rollouts:
     columns: dict[str, list] = field(default_factory=dict)
     references: list[str | None] | None = None
     reference_origins: list[str | None] | None = None
+    logged_metrics: dict[str, float] = field(default_factory=dict)
+    logged_columns: dict[str, list] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -143,10 +146,14 @@ class Rollouts:
         """The tokens that the policy chose."""
         return self.completion_mask if self.action_mask is None else self.action_mask
 
+    @property
+    def scored(self) -> Bool[np.ndarray, " B"]:
+        """The completions that have a reward."""
+        return ~np.isnan(self.completion_rewards)
+
     def rows_in_loss(self, mask_truncated_completions: bool) -> Bool[np.ndarray, " B"]:
-        """The completions that teach: scorable, and not truncated where those are masked."""
-        keep = ~np.isnan(self.completion_rewards)
-        return keep & ~self.truncated if mask_truncated_completions else keep
+        """The completions that teach: scored, and not truncated where those are masked."""
+        return self.scored & ~self.truncated if mask_truncated_completions else self.scored
 
     def loss_mask(self, mask_truncated_completions: bool) -> Bool[np.ndarray, "B T"]:
         """The tokens that take part in losses, entropy ranking and statistics."""
@@ -319,6 +326,6 @@ def select_rows(rollouts: Rollouts, rows: Any) -> Rollouts:
             kept[name] = [value[i] for i in chosen]
         elif name == "values_by_source":
             kept[name] = {source: array[chosen] for source, array in value.items()}
-        elif name == "columns":
+        elif name in ("columns", "logged_columns"):
             kept[name] = {column: [entries[i] for i in chosen] for column, entries in value.items()}
     return dataclasses.replace(rollouts, **kept)

@@ -4,7 +4,8 @@ Axes: b rows of this process, B of all processes, T completion tokens.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from spo.rewards.functions import (
     nothing_scored,
     score_completions,
 )
+from spo.rewards.logged import Logged
 from spo.rollouts import Completions, Rollouts, stack_rows
 
 
@@ -36,6 +38,7 @@ def score(
     policy: Network,
     reference: Network | None,
     args: SPOConfig,
+    trainer_state: Any = None,
 ) -> Rollouts:
     """What is known about this process's completions, gathered into the rollouts of all.
 
@@ -43,7 +46,7 @@ def score(
         ValueError: every completion is empty.
     """
     texts, ends = completion_texts(processing_class, completions.token_ids)
-    rewards = reward(prompts, texts, completions, reward_functions, args)
+    rewards = reward(prompts, texts, completions, reward_functions, args, trainer_state)
     rows = records(prompts, completions, texts, ends, rewards, args)
     rollouts = stack_rows(
         gather_object(with_columns(rows, token_columns(completions, policy, reference, args))),
@@ -55,7 +58,11 @@ def score(
         raise ValueError(
             f"Step {prompts.step}: every completion is empty; check the end token and the prompts."
         )
-    return rollouts
+    return replace(
+        rollouts,
+        logged_metrics=metrics_of_all([rewards.logged]),
+        logged_columns=columns_of_all(rewards.logged, len(prompts)),
+    )
 
 
 def records(
@@ -117,6 +124,7 @@ def reward(
     completions: Completions,
     reward_functions: list[RewardFunction],
     args: SPOConfig,
+    trainer_state: Any = None,
 ) -> CompletionRewards:
     """Call the reward functions on this process's rows."""
     answers = (
@@ -131,7 +139,25 @@ def reward(
         prompts.columns | completions.columns,
         np.array([len(ids) for ids in completions.token_ids]),
         args.reward_timeout,
+        trainer_state,
     )
+
+
+def metrics_of_all(batches: Sequence[Logged]) -> dict[str, float]:
+    """The mean of each metric over these batches of all processes."""
+    values: dict[str, list[float]] = {}
+    for metrics in gather_object([batch.metrics for batch in batches]):
+        for name, logged in metrics.items():
+            values.setdefault(name, []).extend(logged)
+    return {name: sum(values[name]) / len(values[name]) for name in sorted(values)}
+
+
+def columns_of_all(logged: Logged, num_rows: int) -> dict[str, list]:
+    """The columns of the rows of all processes; None where a process logged none of that name."""
+    columns = logged.columns
+    rows = gather_object([{name: columns[name][i] for name in columns} for i in range(num_rows)])
+    names = sorted({name for row in rows for name in row})
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def check_scored(rollouts: Rollouts, any_scored_before: bool) -> bool:

@@ -144,8 +144,8 @@ class SPOTrainer:
                 prompts = self.prompts.batch(step)
                 completions = self.generator(prompts, self.sampling_params, step)
             with timer("score"):
-                judges = (self.processing_class, self.reward_functions)
-                rollouts = score(prompts, completions, *judges, self.policy, self.reference, args)
+                judges = (self.processing_class, self.reward_functions, self.policy, self.reference)
+                rollouts = score(prompts, completions, *judges, args, self.state)
             self.any_scored = check_scored(rollouts, self.any_scored)
             credit = None
             try:
@@ -179,7 +179,7 @@ class SPOTrainer:
         callbacks."""
         metrics |= self.timer.metrics(int(rollouts.actions.sum()))
         self.run.log_step(step, self.prompts.batches.epoch(step), metrics)
-        self.run.reporter.show_completions(step, rollouts)
+        self.run.reporter.show_completions(step, rollouts, credit)
         self.run.save_rollouts(rollouts, credit, settings)
         if self.run.wants_evaluation(step) and self.eval_dataset is not None:
             self.evaluate()
@@ -197,7 +197,7 @@ class SPOTrainer:
         if dataset is None:
             raise ValueError("There is no eval_dataset to evaluate on.")
         params = replace(self.sampling_params, temperature=self.args.eval_temperature)
-        judges = (self.reward_functions, self.processing_class, self.args, policy)
+        judges = (self.reward_functions, self.processing_class, self.args, policy, self.state)
         metrics, saved = evaluation.evaluate(dataset, self.generator, params, *judges)
         self.run.log_evaluation(metrics, saved)
         return metrics

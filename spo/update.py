@@ -42,7 +42,10 @@ def update_policy(
             steps.append(policy.skip())
             continue
         weights = np.zeros(mask.shape, np.float32)
-        weights[rows] = token_weights(mask[rows], args.loss_type, args.max_completion_length)
+        num_rows = int(rollouts.scored[rows].sum())  # truncated ones count, as in TRL
+        weights[rows] = token_weights(
+            mask[rows], args.loss_type, args.max_completion_length, num_rows
+        )
         loss_of = _loss_of(rollouts, credit, weights, args)
         steps.append(policy.step(sequences, rows[mask[rows].any(1)], loss_of))
     metrics = {"learning_rate": steps[-1].learning_rate}
@@ -79,6 +82,9 @@ def _loss_of(rollouts: Rollouts, credit: Credit, weights: np.ndarray, args: SPOC
             importance_sampling_level=args.importance_sampling_level,
             token_logprobs_ref=None if reference is None else part(reference),
             beta=0.0 if args.kl_in_reward else args.beta,
+            use_bias_correction_kl=args.use_bias_correction_kl,
+            loss_type=args.loss_type,
+            sapo_temperatures=(args.sapo_temperature_pos, args.sapo_temperature_neg),
         )
         if args.positive_nll_coef:
             rewards = torch.from_numpy(rollouts.completion_rewards[batch.rows]).to(loss.device)

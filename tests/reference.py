@@ -170,6 +170,8 @@ def weights(mask, loss_type, max_completion_length):
                     "bnpo": 1 / total,
                     "grpo": 1 / (rows * n),
                     "dr_grpo": 1 / (rows * max_completion_length),
+                    "cispo": 1 / total,
+                    "sapo": 1 / (rows * n),
                 }[loss_type]
     return result
 
@@ -186,8 +188,11 @@ def policy_loss(
     level="token",
     logprobs_ref=None,
     beta=0.0,
+    loss_type="dapo",
+    sapo_temperatures=(1.0, 1.05),
+    use_bias_correction_kl=False,
 ):
-    """Σ w [−min(ρ A, clip(ρ) A) + β k3], token by token; differentiable in `logprobs`."""
+    """Σ w [−surrogate + β k3], token by token; differentiable in `logprobs`."""
     import torch
 
     total = torch.zeros((), dtype=torch.float64)
@@ -215,9 +220,15 @@ def policy_loss(
                 clipped = ratio
             first, second = bounded * advantage, clipped * advantage
             loss = -(first if first <= second else second)
+            if loss_type == "cispo":
+                loss = -min(ratio.item(), epsilon_high) * advantage * logprobs[b][t]
+            if loss_type == "sapo":
+                tau = sapo_temperatures[0] if advantage > 0 else sapo_temperatures[1]
+                loss = -4 / tau / (1 + torch.exp(-tau * (ratio - 1))) * advantage
             if beta:
                 difference = logprobs_ref[b][t] - logprobs[b][t]
-                loss = loss + beta * (torch.exp(difference) - difference - 1)
+                k3 = torch.exp(difference) - difference - 1
+                loss = loss + beta * k3 * (ratio if use_bias_correction_kl else 1)
             total = total + float(token_weights[b][t]) * loss
     return total
 

@@ -14,6 +14,7 @@ from spo.advantages import (
     group_advantages,
     monte_carlo_returns,
     normalize,
+    objective_advantages,
     segment_gae,
 )
 from spo.config import SPOConfig
@@ -342,6 +343,43 @@ def test_credit_without_a_critic_is_grpos_on_every_token(scale, p):
     assert (credit.segment_ids.max() > 0) == (p > 0)
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_truncated_completion_out_of_the_loss_stays_in_its_groups_mean(scale):
+    """As in TRL; one that could not be scored is out of both."""
+    batch = reference.rollouts([4, 2, 3, 1, 5, 2], 3, critic=False, truncated=[2], unscorable=[4])
+    args = config(scale_rewards=scale, mask_truncated_completions=True)
+    expected = reference.grpo_advantages(batch.completion_rewards.tolist(), 3, scale)
+    mask = batch.completion_mask & ~batch.truncated[:, None]
+    equal(assign_credit(batch, args).token_advantages, np.where(mask, expected[:, None], 0))
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 0.2]])
+@pytest.mark.parametrize("seed", range(3))
+def test_reward_functions_scaled_one_by_one_equal_their_twin(seed, weights):
+    random = np.random.default_rng(seed)
+    rewards = random.normal(size=(12, 2)) * [1.0, 50.0]
+    rewards[random.random(rewards.shape) < 0.2] = np.nan
+    rewards[4] = np.nan
+    each = [reference.grpo_advantages(column.tolist(), 4, "group") for column in rewards.T]
+    sums = np.array(each).T @ (weights or [1.0, 1.0])
+    sums[np.isnan(rewards).all(1)] = np.nan
+    expected = reference.grpo_advantages(sums.tolist(), 12, "group")
+    equal(objective_advantages(rewards, weights, 4), expected)
+
+
+def test_a_reward_of_a_large_spread_does_not_drown_the_others():
+    """The answer decides within ±1, the length within ±100; both point the other way."""
+    rewards = np.array([[1.0, -100.0], [0.0, 100.0], [1.0, -100.0], [0.0, 100.0]])
+    batch = dataclasses.replace(
+        reference.rollouts([3, 2, 4, 1], 4, critic=False),
+        rewards_by_function=rewards.astype(np.float32),
+        completion_rewards=rewards.sum(1).astype(np.float32),
+    )
+    settings = {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, 0.5]}
+    advantages = assign_credit(batch, config(**settings)).token_advantages[:, 0]
+    np.testing.assert_allclose(advantages, np.array([1, -1, 1, -1]) * np.sqrt(3 / 4), rtol=1e-3)
+
+
 def test_group_advantages_are_never_rescaled():
     batch = reference.rollouts([4, 2, 3, 1], 2, critic=False)
     plain, normalizing = (
@@ -382,6 +420,7 @@ def test_monte_carlo_returns_are_the_critics_targets_whatever_its_values(setting
     batch = reference.rollouts(LENGTHS, 2, truncated=[3], unscorable=[0])
     args = config(entropy_percentile=0.4, lam=0.3, **settings)
     returns = monte_carlo_returns(batch, args)
+    returns *= batch.loss_mask(args.mask_truncated_completions)
     assert np.abs(returns).max() > 0.1
     equal(assign_credit(batch, args).token_returns, returns)
 

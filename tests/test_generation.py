@@ -1,12 +1,15 @@
 """spo.generation: greedy decoding, the sampled distribution, independence of rows, texts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from spo.config import SPOConfig
+from spo.generation.build import sampling_params
 from spo.generation.engine import SamplingParams
 from spo.generation.rollout_func import RolloutFunc
 from spo.generation.sampler import invert_cdf, sample, uniforms
@@ -216,6 +219,85 @@ def test_top_k_and_top_p_cut_the_support_but_not_the_recorded_distribution(model
     one = run(model, top_k=1).token_ids
     assert one == run(model, temperature=0.0).token_ids
     assert run(model, top_k=10_000).token_ids == run(model).token_ids
+
+
+SHAPES = {
+    "min_p": {"min_p": 0.3},
+    "penalty": {"repetition_penalty": 1.8},
+    "both": {"min_p": 0.05, "repetition_penalty": 1.3, "temperature": 0.7, "top_p": 0.9},
+    "n-grams": {"no_repeat_ngram_size": 2},
+    "minimum": {"min_new_tokens": 6},
+    "typical": {"typical_p": 0.5},
+    "cutoffs": {"epsilon_cutoff": 0.02, "eta_cutoff": 0.1, "top_k": 50},
+    "top_h": {"top_h": 0.4},
+    "forbidden": {"bad_words_ids": [[70], [80, 81]], "suppress_tokens": list(range(100, 200))},
+    "begin": {"begin_suppress_tokens": list(range(128))},
+    "bias": {"sequence_bias": [[[65], 4.0]]},
+    "ending": {"exponential_decay_length_penalty": (2, 1.5)},
+}
+
+
+def as_transformers_samples(model, prompt, numbers, eos, settings):
+    """One row, token by token, through the processors that `generate` makes of the settings."""
+    config = GenerationConfig(do_sample=True, **{"top_k": 0} | settings)
+    config._eos_token_tensor = torch.tensor(eos)
+    ids = torch.tensor([prompt])
+    processors = model._get_logits_processor(config, len(prompt), device="cpu", model_kwargs={})
+    for number in numbers:
+        with torch.no_grad():
+            logits = model(ids).logits[:, -1].float()
+        chosen = invert_cdf(processors(ids, logits), torch.tensor([number]).float())
+        ids = torch.cat([ids, chosen[:, None]], 1)
+        if chosen.item() in eos:
+            break
+    return ids[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_sampling_settings_are_transformers_own(model, name):
+    """Ragged prompts and rows that end here, one row there; the recorded log-probs are those of the
+    policy whatever was cut off."""
+    eos, length = some_eos(model), 12
+    kwargs = {n: v for n, v in SHAPES[name].items() if n not in ("temperature",)}
+    args = SPOConfig(generation_kwargs=kwargs, temperature=SHAPES[name].get("temperature", 1.0))
+    params = sampling_params(model, tiny.byte_tokenizer(), args)
+    params = dataclasses.replace(params, max_new_tokens=length, eos_token_ids=eos)
+    numbers = noise(len(PROMPTS), length)
+    network = as_network(model, args.temperature)
+    ours = sample(network, PROMPTS, numbers, params)
+    for prompt, drawn, row in zip(PROMPTS, ours.token_ids, numbers, strict=True):
+        assert drawn == as_transformers_samples(model, prompt, row, eos, SHAPES[name])
+    free = dataclasses.replace(params, min_p=None, repetition_penalty=1.0, generation_kwargs={})
+    free = dataclasses.replace(free, top_p=1.0, top_k=0)
+    assert sample(network, PROMPTS, numbers, free).token_ids != ours.token_ids
+    sequences = Sequences(PROMPTS, ours.token_ids, share_prompts=False)
+    logprobs, _ = score_rows(network, "logprobs_and_entropies", sequences, SPOConfig())
+    for recorded, scored in zip(ours.token_logprobs, logprobs, strict=True):
+        np.testing.assert_allclose(recorded, scored, rtol=1e-4, atol=1e-4)
+
+
+def test_the_fields_of_the_configuration_are_the_same_settings(model):
+    fields = SPOConfig(min_p=0.2, repetition_penalty=1.5, top_k=9)
+    packed = SPOConfig(generation_kwargs={"min_p": 0.2, "repetition_penalty": 1.5, "top_k": 9})
+    tokenizer = tiny.byte_tokenizer()
+    assert sampling_params(model, tokenizer, fields) == sampling_params(model, tokenizer, packed)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_beams": 4}, "generation_kwargs holds num_beams"),
+        ({"min_new_token": 4}, "did you mean 'min_new_tokens'"),
+        ({"temperature": 0.5}, "set temperature itself"),
+        ({"no_repeat_ngram_size": -1}, "is refused: `ngram_size` has to be a strictly positive"),
+        ({"typical_p": -1.0}, "is refused: `typical_p` has to be a float"),
+    ],
+)
+def test_a_sampling_setting_that_cannot_be_is_one_sentence(model, kwargs, message):
+    with pytest.raises(ValueError) as error:
+        sampling_params(model, tiny.byte_tokenizer(), SPOConfig(generation_kwargs=kwargs))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 # --- independence of rows -------------------------------------------------------------------------

@@ -51,8 +51,9 @@ def random_step(seed: int) -> Step:
         completion_rewards=rewards,
         token_rewards=token_rewards,
     )
-    kl = {"kl_in_reward": True, "beta": 0.03} if seed % 4 == 0 else {}
-    config = SPOConfig(num_generations=4, mask_truncated_completions=seed % 3 == 1, **kl)
+    more = {"kl_in_reward": True, "beta": 0.03} if seed % 4 == 0 else {}
+    more |= {"multi_objective_aggregation": "normalize_then_sum"} if seed % 4 == 2 else {}
+    config = SPOConfig(num_generations=4, mask_truncated_completions=seed % 3 == 1, **more)
     return Step(rollouts, assign_credit(rollouts, config), config, "")
 
 

@@ -20,7 +20,7 @@ from spo.losses import (
 )
 
 LENGTHS = [4, 1, 0, 6, 3]
-LOSS_TYPES = ["dapo", "grpo", "bnpo", "dr_grpo"]
+LOSS_TYPES = ["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo"]
 LEVELS = ["token", "segment", "sequence"]
 
 
@@ -73,6 +73,10 @@ def gradient(loss, tensor):
         {"epsilon": 0.2, "epsilon_high": 0.0},
         {"epsilon": 0.1, "delta": 1.2},
         {"epsilon": 0.2, "beta": 0.7},
+        {"epsilon": 0.2, "beta": 0.7, "use_bias_correction_kl": True},
+        {"epsilon": 0.2, "loss_type": "cispo", "epsilon_high": 1.1},
+        {"epsilon": 0.2, "loss_type": "sapo"},
+        {"epsilon": 0.2, "loss_type": "sapo", "beta": 0.7, "sapo_temperatures": (2.0, 3.0)},
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
@@ -92,6 +96,9 @@ def test_policy_loss_and_its_gradient_equal_the_twin(seed, options, level):
         level,
         inputs["token_logprobs_ref"],
         options.get("beta", 0.0),
+        options.get("loss_type", "dapo"),
+        options.get("sapo_temperatures", (1.0, 1.05)),
+        options.get("use_bias_correction_kl", False),
     )
     torch.testing.assert_close(result[0], expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(
@@ -116,7 +123,7 @@ CLIPPING = [
 @pytest.mark.parametrize(("ratio", "advantage", "loss", "slope", "clipped"), CLIPPING)
 def test_clipping_by_hand(ratio, advantage, loss, slope, clipped):
     """ε = 0.2, ε_high = 0.3."""
-    check_one_token(ratio, advantage, loss, slope, clipped, delta=None)
+    check_one_token(ratio, advantage, loss, slope, clipped)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +134,10 @@ def test_delta_bounds_the_ratio_where_the_minimum_does_not(ratio, advantage, los
     check_one_token(ratio, advantage, loss, slope, advantage > 0 and ratio > 1.3, delta=2.0)
 
 
-def check_one_token(ratio, advantage, loss, slope, clipped, delta):
+def check_one_token(ratio, advantage, loss, slope, clipped, **options):
     one = torch.ones(1, 1, dtype=torch.float64)
     logprobs = (one * float(np.log(ratio)) - 2).requires_grad_()
-    options = {"epsilon": 0.2, "epsilon_high": 0.3, "delta": delta}
+    options = {"epsilon": 0.2, "epsilon_high": 0.3} | options
     ids = torch.zeros(1, 1, dtype=torch.long)
     result = policy_loss(logprobs, -2 * one, advantage * one, one, ids, **options)
     assert result[0].item() == pytest.approx(loss, abs=1e-12)
@@ -138,8 +145,35 @@ def check_one_token(ratio, advantage, loss, slope, clipped, delta):
     assert result[1]["clipped"].item() == clipped
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope", "clipped"),
+    [
+        (1.0, 2.0, 4.0, -2.0, False),  # −1 · 2 · log π, log π = −2
+        (9.0, 2.0, 5.0 * 2.0 * (2 - math.log(9)), -10.0, True),
+        (9.0, -2.0, -5.0 * 2.0 * (2 - math.log(9)), 10.0, False),
+        (0.1, 2.0, 0.1 * 2.0 * (2 - math.log(0.1)), -0.2, False),
+    ],
+)
+def test_cispo_by_hand(ratio, advantage, loss, slope, clipped):
+    """The bounded ratio is a number: a clipped token goes on teaching."""
+    options = {"epsilon_high": 5.0, "loss_type": "cispo"}
+    check_one_token(ratio, advantage, loss, slope, clipped, **options)
+
+
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+def test_sapo_by_hand(advantage):
+    """4/τ σ(0) at ratio 1, with the policy gradient's slope; a ratio of 9 hardly teaches."""
+    tau = 1.0 if advantage > 0 else 1.05
+    check_one_token(1.0, advantage, -2 / tau * advantage, -advantage, False, loss_type="sapo")
+    gate = 1 / (1 + math.exp(-tau * 8))
+    loss, slope = -4 / tau * gate * advantage, -4 * gate * (1 - gate) * 9 * advantage
+    check_one_token(9.0, advantage, loss, slope, False, loss_type="sapo")
+    assert abs(slope) < 0.05
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo", "sapo"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_at_ratio_1_the_gradient_is_the_policy_gradient(level):
+def test_at_ratio_1_the_gradient_is_the_policy_gradient(level, loss_type):
     """Three states, three actions, softmax table θ: ∇_θ(s) log π(a|s) = onehot(a) − π(·|s)."""
     random = np.random.default_rng(0)
     table = torch.from_numpy(random.normal(size=(3, 3))).requires_grad_()
@@ -159,7 +193,9 @@ def test_at_ratio_1_the_gradient_is_the_policy_gradient(level):
         torch.from_numpy(weights),
         torch.from_numpy(ids),
         epsilon=0.2,
+        epsilon_high=5.0,
         importance_sampling_level=level,
+        loss_type=loss_type,
     )
     expected = np.zeros((3, 3))
     probs = table.detach().softmax(-1).numpy()
@@ -167,7 +203,8 @@ def test_at_ratio_1_the_gradient_is_the_policy_gradient(level):
         score = np.eye(3)[actions[b, t]] - probs[states[b, t]]
         expected[states[b, t]] -= weights[b, t] * advantages[b, t] * score
     np.testing.assert_allclose(gradient(result[0], table).numpy(), expected, rtol=0, atol=1e-12)
-    assert result[0].item() == pytest.approx(-(weights * advantages).sum())
+    if loss_type == "dapo":
+        assert result[0].item() == pytest.approx(-(weights * advantages).sum())
     assert not result[1]["clipped"]
 
 
@@ -200,10 +237,14 @@ def test_likelihood_of_the_rewarded_leaves_out_tokens_of_weight_0():
     assert torch.equal(gradient(actual, dirty), gradient(expected, clean))
 
 
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo", "sapo"])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_whatever_stands_at_tokens_of_weight_0_reaches_neither_loss_nor_gradient(garbage, level):
+def test_whatever_stands_at_tokens_of_weight_0_reaches_neither_loss_nor_gradient(
+    garbage, level, loss_type
+):
     options = {"epsilon": 0.2, "beta": 0.5, "delta": 1.5, "importance_sampling_level": level}
+    options |= {"loss_type": loss_type}
     clean = batch(1)
     clean["weights"][3, 2:4] = 0  # inside a row as well as on the padding
     mask = clean["weights"] > 0
@@ -226,6 +267,7 @@ def test_whatever_stands_at_tokens_of_weight_0_reaches_neither_loss_nor_gradient
 def test_micro_batches_of_any_size_and_width_sum_to_the_whole(loss_type, level):
     inputs = batch(2, loss_type)
     options = {"epsilon": 0.2, "beta": 0.3, "importance_sampling_level": level}
+    options |= {"loss_type": loss_type}
     whole = policy_loss(**inputs, **options)
     grad = gradient(whole[0], inputs["token_logprobs"])
     for split in ([[0, 1, 2, 3, 4]], [[4, 2], [0], [3, 1]], [[0], [1], [2], [3], [4]]):
@@ -305,6 +347,25 @@ def test_the_penalty_is_the_kl_of_the_policy_to_the_reference():
     assert result[0].item() == pytest.approx(0.5 * forward, abs=1e-12)
 
 
+def test_with_its_ratio_the_gradient_of_the_penalty_is_that_of_the_kl():
+    """Tokens drawn from π_old, here enumerated: E_old[∇ρ k3] = ∇ KL(π‖π_ref), at ratio 1 too."""
+    p, q, _, _ = categorical()
+    table = p.log().clone().requires_grad_()
+    logprobs = table.log_softmax(-1)
+    zeros = torch.zeros(6, 1).double()
+    given = (logprobs[:, None], logprobs.detach()[:, None], zeros, p[:, None], zeros.long())
+    penalty = {"epsilon": 0.2, "token_logprobs_ref": q.log()[:, None], "beta": 1.0}
+    loss = policy_loss(*given, **penalty, use_bias_correction_kl=True)[0]
+    exact = (logprobs.exp() * (logprobs - q.log())).sum()
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, table, retain_graph=True)[0],
+        torch.autograd.grad(exact, table, retain_graph=True)[0],
+    )
+    loss = policy_loss(*given, **penalty)[0]
+    plain = torch.autograd.grad(loss, table, retain_graph=True)[0]
+    assert not torch.allclose(plain, torch.autograd.grad(exact, table)[0], atol=1e-2)
+
+
 def test_beta_0_leaves_kl_out_of_the_loss():
     inputs = batch(0)
     with_ref = policy_loss(**inputs, epsilon=0.2)
@@ -356,8 +417,14 @@ def test_weights_by_hand():
         "grpo": [[sixth] * 3, [half, 0, 0]],
         "dr_grpo": [[tenth] * 3, [tenth, 0, 0]],
     }
+    expected |= {"cispo": expected["dapo"], "sapo": expected["grpo"]}
     for loss_type, rows in expected.items():
         np.testing.assert_allclose(token_weights(mask, loss_type, 10), [*rows, [0, 0, 0]])
+        by_rows = loss_type in ("grpo", "sapo", "dr_grpo")  # as if the third were masked
+        counted = token_weights(mask, loss_type, 10, num_rows=3)
+        np.testing.assert_allclose(
+            counted, np.array([*rows, [0, 0, 0]]) * (2 / 3 if by_rows else 1)
+        )
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)

@@ -20,6 +20,7 @@ from spo.rewards.functions import (
     load_reward_functions,
     score_completions,
 )
+from spo.rewards.logged import OF_RUN
 from spo.rewards.verifiers import (
     format_reward,
     math_verify_reward,
@@ -102,6 +103,7 @@ def test_functions_get_their_arguments_and_every_column():
 
     def spy(prompts, completions, completion_ids, answer, **columns):
         seen.update(columns, prompts=prompts, completion_ids=completion_ids, answer=answer)
+        assert {seen.pop(name, "missing") for name in OF_RUN} >= {None}  # no trainer, no state
         return [0.0, 0.0]
 
     score(spy, columns={"answer": ["4", "5"], "level": [1, 2]})

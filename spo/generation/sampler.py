@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from spo.generation.engine import SamplingParams
+from spo.generation.processors import RowProcessors, of_distribution
 from spo.networks.logprobs import logprobs_and_entropies
 from spo.networks.network import Network
 from spo.networks.prefill import DecodeStep, SharedPrompts, select_rows
@@ -99,9 +99,11 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
     lengths = torch.full((num_rows,), limit, device=device)
     ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
     rows = torch.arange(num_rows, device=device)  # the rows still in the batch
+    of_rows = RowProcessors(prompt_ids, params, device)
 
     for t in range(limit):
-        chosen, chosen_logprobs, chosen_entropies = _choose(logits, noise[rows, t], params)
+        shaped = of_rows(logits, rows, tokens[:, :t])
+        chosen, chosen_logprobs, chosen_entropies = _choose(logits, shaped, noise[rows, t], params)
         tokens[rows, t] = chosen
         logprobs[rows, t] = chosen_logprobs
         entropies[rows, t] = chosen_entropies
@@ -127,24 +129,39 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
     return ragged(tokens), (~ended).tolist(), ragged(logprobs), ragged(entropies)
 
 
-def _choose(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"], params: SamplingParams):
-    """One token per row, with its log-prob and the entropy it was chosen under, (b,) each.
+def _choose(
+    logits: Float[Tensor, "b V"],
+    shaped: Float[Tensor, "b V"],
+    noise: Float[Tensor, " b"],
+    params: SamplingParams,
+):
+    """One token per row from the shaped logits, with its log-prob and the entropy by the plain ones,
+    (b,) each.
 
     On a CPU a few rows at a time, so that what is made of them stays in its cache.
     """
     num_rows, vocab_size = logits.shape
     on_cpu = logits.device.type == "cpu"
     size = max(CACHED_NUMBERS // vocab_size, 1) if on_cpu else num_rows
-    parts = zip(logits.split(size), noise.split(size), strict=True)
+    plain = logits.split(size)
+    shapes = [None] * len(plain) if shaped is logits else shaped.split(size)
+    parts = zip(plain, shapes, noise.split(size), strict=True)
     return map(torch.cat, zip(*(_choose_rows(*part, params) for part in parts), strict=True))
 
 
-def _choose_rows(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"], params: SamplingParams):
-    logits = logits.float() / (params.temperature or 1.0)
+def _choose_rows(
+    logits: Float[Tensor, "b V"],
+    shaped: Float[Tensor, "b V"] | None,
+    noise: Float[Tensor, " b"],
+    params: SamplingParams,
+):
+    temperature = params.temperature or 1.0
+    logits = logits.float() / temperature
+    shaped = logits if shaped is None else shaped / temperature
     if params.temperature == 0:
-        chosen = logits.argmax(-1)
+        chosen = shaped.argmax(-1)
     else:
-        chosen = invert_cdf(_truncate(logits, params), noise)
+        chosen = invert_cdf(of_distribution(params, logits.device)(None, shaped), noise)
     return chosen, *logprobs_and_entropies(logits, chosen)
 
 
@@ -161,12 +178,3 @@ def invert_cdf(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"]) -> Int[
     )
     tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     return tokens.clamp(max=logits.shape[-1] - 1)  # NaN logits: some token, the loss then stops
-
-
-def _truncate(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Leave only the top-k or nucleus tokens."""
-    if params.top_k:
-        logits = TopKLogitsWarper(min(params.top_k, logits.shape[-1]))(None, logits)
-    if params.top_p < 1:
-        logits = TopPLogitsWarper(params.top_p)(None, logits)
-    return logits

@@ -22,6 +22,8 @@ CREDIT_FIELDS = (
     "normalize_advantages",
     "segment_value",
     "scale_rewards",
+    "multi_objective_aggregation",
+    "reward_weights",
     "mask_truncated_completions",
     "kl_in_reward",
     "beta",

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from spo.rewards.logged import RESERVED, accepted
+
 LOOK_SECONDS = 0.2
 """How often to look whether the event loop is still alive."""
 
@@ -40,19 +42,23 @@ def call_functions(
     rows: dict[str, list],
     columns: dict[str, list],
     timeout: float | int | None = None,
+    of_run: dict[str, Any] | None = None,
 ) -> list[Any]:
     """What each function returned; async ones wait together.
+
+    `of_run`: what is handed, besides, to those that take it.
 
     Raises:
         RewardError: one raised, called sys.exit(), or took longer than `timeout` seconds.
     """
-    if taken := rows.keys() & columns.keys():
+    if taken := {*RESERVED} & columns.keys():
         raise ValueError(f"Rename the dataset's columns {taken}: reward functions get others so.")
     outputs: list[Any] = []
     for function in functions:
         try:
             with _deadline(function.name, timeout):
-                outputs.append(function.call(**copied(rows), **copied(columns)))
+                more = accepted(function.call, of_run or {})
+                outputs.append(function.call(**copied(rows), **copied(columns), **more))
         except (Exception, SystemExit) as error:
             for output in filter(inspect.iscoroutine, outputs):
                 output.close()

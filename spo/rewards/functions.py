@@ -3,8 +3,9 @@
 Input: B prompts and completions (text or chat messages), their token ids and the dataset's other
 columns. Output: `CompletionRewards`, one reward per token, per completion and per function.
 
-A reward function has TRL's interface, `f(prompts, completions, completion_ids, **columns)`, and
-returns per row a number, None (cannot be scored), or one number per completion token.
+A reward function has TRL's interface, `f(prompts, completions, completion_ids, **columns)`, where
+columns include `trainer_state`, `log_metric` and `log_extra`, and returns per row a number, None
+(cannot be scored), or one number per completion token.
 """
 
 import functools
@@ -23,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 
 from spo.options import nearest_hint
 from spo.rewards.calling import RewardError, RewardFunction, call_functions
+from spo.rewards.logged import Logged
 from spo.rewards.reward_model import RewardModel, load_reward_model
 from spo.rewards.verifiers import BUILTIN_REWARDS
 
@@ -38,12 +40,14 @@ class CompletionRewards:
         completion_rewards: the same per completion; NaN where unscorable.
         rewards_by_function: before weighting; dense ones summed; NaN where it returned None.
         scorable: False where every function returned None.
+        logged: what the functions want shown.
     """
 
     token_rewards: Float[np.ndarray, "B T"]
     completion_rewards: Float[np.ndarray, " B"]
     rewards_by_function: Float[np.ndarray, "B F"]
     scorable: Bool[np.ndarray, " B"]
+    logged: Logged
 
 
 # --- names and objects → functions ----------------------------------------------------------------
@@ -161,6 +165,7 @@ def score_completions(
     columns: dict[str, list],
     num_tokens: Sequence[int] | Int[np.ndarray, " B"],
     timeout: float | int | None = None,
+    trainer_state: Any = None,
 ) -> CompletionRewards:
     """Call every function once on all B rows and add the rewards up.
 
@@ -169,7 +174,8 @@ def score_completions(
 
     Raises:
         RewardError: a function raised, took more than `timeout` seconds, or returned something
-            else than one finite number, None or list of numbers (one per token) for each row.
+            else than one finite number, None or list of numbers (one per token) for each row, or
+            logged a column of another length.
         ValueError: not one finite weight for each function.
     """
     weights = [1.0] * len(functions) if weights is None else weights
@@ -179,7 +185,13 @@ def score_completions(
             f"{[function.name for function in functions]}."
         )
     rows = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    outputs = call_functions(functions, rows, columns, timeout)
+    logged = Logged()
+    outputs = call_functions(functions, rows, columns, timeout, logged.of_run(trainer_state))
+    if wrong := logged.of_other_length(len(completions)):
+        raise RewardError(
+            f"log_extra got {len(logged.columns[wrong[0]])} entries of column {wrong[0]!r} for "
+            f"{len(completions)} completions: give one for each."
+        )
     token_rewards = np.zeros((len(completions), max(num_tokens, default=0)))
     rewards_by_function = np.full((len(completions), len(functions)), np.nan)
     for f, (function, weight) in enumerate(zip(functions, weights, strict=True)):
@@ -197,6 +209,7 @@ def score_completions(
         completion_rewards.astype(np.float32),
         rewards_by_function.astype(np.float32),
         scorable,
+        logged,
     )
 
 

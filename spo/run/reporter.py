@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from tqdm import tqdm
 
 from spo.config import SPOConfig
-from spo.rollouts import Rollouts
+from spo.rollouts import Credit, Rollouts
+from spo.run import completions
 from spo.run.folder import replace_text
 
 BAR_FORMAT = "{n_fmt}/{total_fmt} {bar} {desc}"
@@ -111,27 +108,19 @@ class Reporter:
         left = int(rate["elapsed"] / max(done, 1) * (self.max_steps - rate["n"] - 1))
         return f" {left // 60}:{left % 60:02d} left"
 
-    def show_completions(self, step: int, rollouts: Rollouts) -> None:
-        """A small table of completions with their rewards, every few steps."""
+    def show_completions(self, step: int, rollouts: Rollouts, credit: Credit) -> None:
+        """Every few steps a small table of completions with their rewards, and all of them to the
+        trackers that show tables."""
         args = self.args
         if not (self.is_main and args.log_completions and step % args.log_completions_steps == 0):
             return
-        table = Table(box=box.SIMPLE_HEAD, title=f"step {step}", show_lines=True)
-        table.add_column("prompt", ratio=2, max_width=30)
-        table.add_column("completion", ratio=4)
-        table.add_column("reward", justify="right", width=7)
         stride = max(len(rollouts) // args.num_completions_to_print, 1)
-        for i in range(0, len(rollouts), stride)[: args.num_completions_to_print]:
-            # Text, not str: markup in model output is shown, never interpreted
-            table.add_row(
-                Text(_ending(rollouts.prompts[i], 120)),
-                Text(_shortened(rollouts.completions[i], 240)),
-                f"{rollouts.completion_rewards[i]:.2f}",
-            )
-        console = Console(width=min(Console().width, 100))
-        with console.capture() as capture:
-            console.print(table)
-        self.print(capture.get().rstrip())
+        rows = range(0, len(rollouts), stride)[: args.num_completions_to_print]
+        self.print(completions.for_terminal(step, rollouts, rows))
+        if self.tracking:
+            table = completions.for_trackers(step, rollouts, credit)
+            for tracker in self.accelerator.trackers:
+                completions.send(tracker, table, step)
 
     def print(self, text: str) -> None:
         """Print above the bar, if there is one."""
@@ -212,12 +201,3 @@ def closing_words(
     lines += [f"metrics   {run / 'metrics.jsonl'}", f"rollouts  {run / 'rollouts'}"]
     lines += [f"inspect   python app.py {run}"]
     return "\n".join(lines)
-
-
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _ending(text: str, limit: int) -> str:
-    """Prompts begin alike and end in what is asked."""
-    return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]

@@ -7,7 +7,7 @@ const MIN_STD = 1e-6;
 
 /** Server answer (typed arrays already) -> what assignCredit reads. */
 export function prepareStep(inputs) {
-  const { lengths, inLoss, entropies, values, numGenerations } = inputs;
+  const { lengths, inLoss, inMean, rowAdvantages, entropies, values, numGenerations } = inputs;
   const offsets = new Int32Array(lengths.length + 1);
   lengths.forEach((length, row) => (offsets[row + 1] = offsets[row] + length));
   const rewards = new Float32Array(entropies.length);
@@ -21,7 +21,8 @@ export function prepareStep(inputs) {
     else if (mask[at] && at && !actions[at - 1] && !offsets.includes(at)) turns.push(at);
   }
   const sorted = entropies.filter((_, at) => mask[at]).sort(); // typed arrays sort by number
-  const step = { lengths, offsets, inLoss, mask, entropies, sorted, values, rewards };
+  const rows = { lengths, offsets, inLoss, inMean, rowAdvantages };
+  const step = { ...rows, mask, entropies, sorted, values, rewards };
   return { ...step, numGenerations, boundaries, turns };
 }
 
@@ -133,11 +134,12 @@ function segmentValues({ offsets }, values, ids, kind) {
   return spread;
 }
 
-/** GRPO: reward minus the group's mean over the std (n − 1) + 1e-4, on every token. */
+/** GRPO: reward minus the group's mean over the std (n − 1) + 1e-4, on every token. Truncated
+ * completions out of the loss stay in the mean; functions scaled one by one come from Python. */
 function groupAdvantages(step, rewards, scale) {
-  const { offsets, inLoss, numGenerations } = step;
+  const { offsets, inLoss, inMean, rowAdvantages, numGenerations } = step;
   const rows = inLoss.length;
-  const totals = Array.from(inLoss, (counts, row) => {
+  const totals = Array.from(inMean, (counts, row) => {
     if (!counts) return NaN;
     let sum = 0;
     for (let at = offsets[row]; at < offsets[row + 1]; at++) sum += rewards[at];
@@ -149,8 +151,9 @@ function groupAdvantages(step, rewards, scale) {
     const { mean, sampleStd } = moments(totals.slice(group, group + numGenerations));
     const divisor = { group: sampleStd + 1e-4, batch: batchStd + 1e-4, none: 1 }[scale];
     for (let row = group; row < Math.min(rows, group + numGenerations); row++) {
+      const advantage = rowAdvantages ? rowAdvantages[row] : (totals[row] - mean) / divisor;
       for (let at = offsets[row]; inLoss[row] && at < offsets[row + 1]; at++) {
-        if (step.mask[at]) advantages[at] = (totals[row] - mean) / divisor;
+        if (step.mask[at]) advantages[at] = advantage;
       }
     }
   }

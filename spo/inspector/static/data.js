@@ -23,6 +23,8 @@ export function unpackInputs(answer) {
     numGenerations: answer.num_generations,
     lengths: unpack(answer.lengths, Int32Array),
     inLoss: unpack(answer.in_loss, Int32Array),
+    inMean: unpack(answer.in_mean, Int32Array),
+    rowAdvantages: unpack(answer.row_advantages),
     entropies: unpack(answer.entropies),
     values: unpack(answer.values),
     rewardPositions: unpack(answer.reward_positions, Int32Array),
