@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
     reporter = trainer.run.reporter
     has_network = trainer.critic.network is not None
     reporter.print(closing_words(trainer.output_dir, reporter.evaluations, has_network))
+    trainer.accelerator.state.destroy_process_group()
 
 
 def _check_required(model_args: ModelArguments, script_args: ScriptArguments) -> None:

@@ -10,10 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from spo.config import SPOConfig
-from spo.precision import resolve_precision
 
 FSDP2_LINE = "accelerate launch --config_file recipes/accelerate/fsdp2.yaml train_spo.py ..."
 
@@ -63,10 +60,10 @@ def check_launch() -> None:
         raise ValueError(f"Megatron-LM wants a model of its own kind; {instead}")
     if _is_true("ACCELERATE_USE_PARALLELISM_CONFIG"):
         raise ValueError(f"A parallelism_config (tensor, context, sequence) is not read; {instead}")
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", "bf16", "fp16"):
+    if precision() not in ("no", "bf16", "fp16"):
         raise ValueError(
-            f"mixed_precision: {os.environ['ACCELERATE_MIXED_PRECISION']} in accelerate's "
-            "configuration; SPO computes in bf16, fp16 or float32 ('no')."
+            f"accelerate's configuration says mixed_precision: {precision()}; SPO computes in "
+            "bf16, fp16 or float32 ('no')."
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise ValueError(
@@ -100,24 +97,27 @@ def wants_cpu() -> bool:
     return _is_true("ACCELERATE_USE_CPU")
 
 
-def adopt_precision(args: SPOConfig, device: torch.device | str) -> None:
-    """Take the launcher's `mixed_precision` where the flags ask for none.
+def precision() -> str:
+    """Accelerate's name of the precision that its configuration asks for."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def adopt_precision(args: SPOConfig, can_do: str) -> None:
+    """Take the launcher's `mixed_precision` where the flags ask for none; `can_do` is what the
+    device makes of it, which an earlier trainer may have put into `args`.
 
     Raises:
         ValueError: both ask, and not for the same.
     """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked == "no":
+    asked, given = precision(), args.mixed_precision
+    if asked == "no" or (given in (asked, can_do) and given != "no"):
         return
-    given = args.mixed_precision
-    # an earlier trainer with these settings may have put what the device can do in their place
-    if given not in ("no", asked, resolve_precision(asked == "bf16", asked == "fp16", device)[0]):
+    if given != "no":
         raise ValueError(
             f"accelerate's configuration says mixed_precision: {asked}, the flags say --{given}; "
             "change one of them."
         )
-    if given == "no":
-        args.bf16, args.fp16 = asked == "bf16", asked == "fp16"
+    args.bf16, args.fp16 = asked == "bf16", asked == "fp16"
 
 
 def adopt_rest(args: SPOConfig) -> Iterator[str]:

@@ -33,7 +33,8 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
         )
     on_cpu = args.use_cpu or launch.wants_cpu() or not torch.accelerator.is_available()
     device = PartialState(cpu=on_cpu).device  # processes on CPUs find each other only if told
-    launch.adopt_precision(args, device)
+    asked = launch.precision()
+    launch.adopt_precision(args, resolve_precision(asked == "bf16", asked == "fp16", device)[0])
     precision, message = resolve_precision(args.bf16, args.fp16, device)
     args.bf16, args.fp16 = precision == "bf16", precision == "fp16"
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # it would want to prepare one model

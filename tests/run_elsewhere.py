@@ -118,8 +118,8 @@ def held(trainer) -> float:
 
 
 def adapters(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
-    """Two 4-bit bases with LoRA; ragged micro-batches, so that the processes have unlike numbers of
-    them; prompts in evaluation that they cannot share out evenly."""
+    """Two 4-bit bases with LoRA; unscored rows and an odd number of prompts in evaluation, so that
+    the processes have unlike numbers of micro-batches."""
     if rank == 0:
         runs.folder(folder / "policy", tiny_llama(hidden_size=64))
         runs.folder(folder / "reward", tiny_reward_model(hidden_size=64))
@@ -127,13 +127,14 @@ def adapters(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
     trainer = runs.make_trainer(
         folder / "adapters",
         str(folder / "policy"),
+        reward_funcs=none_for_multiples_of_three,
         quantization_config=quantization_config(4, compute_dtype="float32"),
         peft_config=LoraConfig(**runs.LORA),
         value_model_path=str(folder / "reward"),
         value_use_peft=True,
         value_load_in_4bit=True,
         per_device_train_batch_size=8 // world,
-        max_tokens_per_micro_batch=45,
+        max_tokens_per_micro_batch=1,
         gradient_checkpointing=True,
         eval_dataset=runs.prompts(3),
         per_device_eval_batch_size=1,
@@ -141,7 +142,13 @@ def adapters(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
         adam_epsilon=1e-3,
     )
     trainer.train()
+    saved = runs.rollouts_of(folder / "adapters")
+    assert any(np.isfinite(s.rollouts.completion_rewards).sum() % 2 == 1 for s in saved)
     return runs.weights_of(trainer)
+
+
+def none_for_multiples_of_three(completion_ids, **columns):
+    return [None if ids[0] % 3 == 0 else ids[0] / 256 for ids in completion_ids]
 
 
 def nothing_to_learn_from(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
