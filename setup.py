@@ -21,7 +21,7 @@ setup(
     package_dir={"spo.bundled": "."},
     package_data={
         "spo.inspector": ["static/**"],
-        "spo.bundled": ["recipes/*.yaml", "assets/**"],
+        "spo.bundled": ["recipes/**/*.yaml", "assets/**"],
     },
     include_package_data=False,
     cmdclass={"build_py": BuildWithoutSetup},

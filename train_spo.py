@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
-    from spo.errors import NonFiniteLossError, RunFolderError, SaveError
+    from spo.errors import NonFiniteLossError, RunFolderError, SaveError, ShardedMemoryError
     from spo.rewards.functions import RewardError
     from spo.run.reporter import closing_words
 
@@ -47,11 +47,12 @@ def main(argv: list[str]) -> None:
         if error.__cause__ is not None:  # the traceback of the person's own code
             raise
         parser.error(str(error))
-    except (NonFiniteLossError, RunFolderError, SaveError) as error:
+    except (NonFiniteLossError, RunFolderError, SaveError, ShardedMemoryError) as error:
         parser.error(str(error))
     reporter = trainer.run.reporter
     has_network = trainer.critic.network is not None
     reporter.print(closing_words(trainer.output_dir, reporter.evaluations, has_network))
+    trainer.accelerator.state.destroy_process_group()
 
 
 def _check_required(model_args: ModelArguments, script_args: ScriptArguments) -> None:
@@ -66,6 +67,9 @@ def _check_required(model_args: ModelArguments, script_args: ScriptArguments) ->
 
 def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args: SPOConfig):
     """Load the data the flags name, and give everything to SPOTrainer."""
+    from spo.launch import check_launch
+
+    check_launch()
     train_dataset, eval_dataset = (
         split and as_prompts(split, script_args) for split in load_data(script_args)
     )

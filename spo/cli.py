@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 
 from spo import __version__
+from spo.launch import FSDP2_LINE
 from spo.options import alternatives
 
 MEANT = {
@@ -138,6 +139,8 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, name: str) -> str:
         name = name.split("=")[0].replace("-", "_")
         if name.split(".")[0].startswith(LAUNCHER):
+            if name.startswith("deepspeed"):
+                return f"models are sharded by FSDP2 instead: {FSDP2_LINE}"
             return "give it to accelerate launch, before the script's name"
         near = difflib.get_close_matches(name, [*self.fields, "config"], n=1)
         meant = MEANT.get(name) or (near[0] if near else None)

@@ -20,6 +20,10 @@ class SaveError(RuntimeError):
     is safe and what to do."""
 
 
+class ShardedMemoryError(RuntimeError):
+    """One process ran out of memory while others wait for its part of the weights."""
+
+
 class RunFolderError(ValueError):
     """What is asked of a run's folder cannot be done: another run is in it, or nothing to resume
     from, or what was asked for would not go on from it."""

@@ -50,15 +50,22 @@ def evaluate(
     Raises:
         RewardError: not one completion could be scored.
     """
-    processes = PartialState()
-    mine = np.arange(len(dataset))[processes.process_index :: processes.num_processes]
+    processes, size = PartialState(), args.per_device_eval_batch_size
+    every = np.arange(len(dataset))
+    shares = [every[rank :: processes.num_processes] for rank in range(processes.num_processes)]
+    mine = shares[processes.process_index]
     scores: list[list[float]] = []
     logged: list[Logged] = []
     kept = _Kept()
-    for start in range(0, len(mine), args.per_device_eval_batch_size):
-        rows = mine[start : start + args.per_device_eval_batch_size]
-        prompts = PromptBatch.take(dataset, EVAL_STEP, rows, rows)
+    for start in range(0, len(shares[0]), size):
+        rows = mine[start : start + size]
+        # all processes call the generator equally often: sharded weights are gathered by all
+        asked = rows if len(rows) else every[:1]
+        prompts = PromptBatch.take(dataset, EVAL_STEP, asked, asked)
         completions = generator(prompts, params, EVAL_STEP)
+        kept.recorded &= completions.token_entropies is not None
+        if not len(rows):
+            continue
         texts, ends = completion_texts(processing_class, completions.token_ids)
         rewards = reward(prompts, texts, completions, reward_functions, args, trainer_state)
         logged.append(rewards.logged)
@@ -78,8 +85,13 @@ def evaluate(
 
 @dataclass
 class _Kept:
-    """This process's completions of the prompts whose rollouts are saved."""
+    """This process's completions of the prompts whose rollouts are saved.
 
+    Attributes:
+        recorded: the generator gives log-probs and entropies, to every process or to none.
+    """
+
+    recorded: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
     entropies: list[list[float]] = field(default_factory=list)
@@ -98,13 +110,12 @@ class _Kept:
 
         What the generator did not record is asked of the policy in one pass, made by every process.
         """
-        recorded = len(self.entropies) == len(self.rows)
         completions = Completions(
             prompt_ids=[row["prompt_ids"] for row in self.rows],
             token_ids=[row["token_ids"] for row in self.rows],
             truncated=[row["truncated"] for row in self.rows],
-            token_logprobs=self.logprobs if recorded else None,
-            token_entropies=self.entropies if recorded else None,
+            token_logprobs=self.logprobs if self.recorded else None,
+            token_entropies=self.entropies if self.recorded else None,
         )
         columns = token_columns(completions, policy, None, args)
         everybody = gather_object(with_columns(self.rows, columns))

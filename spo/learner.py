@@ -17,10 +17,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from spo.config import SPOConfig
-from spo.errors import NonFiniteLossError
+from spo.errors import NonFiniteLossError, ShardedMemoryError
 from spo.losses import Sums
 from spo.networks.batching import MicroBatch, Sequences
 from spo.networks.network import Network
+from spo.networks.sharding import DTensor, keep_whole_state, whole
 from spo.optimizers import build_optimizer, build_scheduler
 from spo.rollouts import Rollouts
 
@@ -42,8 +43,7 @@ class MicroBatchSize:
 
     def shrink(self, lengths: np.ndarray) -> bool:
         """Halve the tokens for rows of these total lengths; False when one row is all there is."""
-        longest = int(lengths.max())
-        budget = self.max_tokens or longest * min(self.max_rows, len(lengths))
+        longest, budget = self._in_use(lengths)
         if budget <= longest:
             return False
         self.max_tokens = max(budget // 2, longest)
@@ -53,6 +53,20 @@ class MicroBatchSize:
             stacklevel=2,
         )
         return True
+
+    def too_large(self, lengths: np.ndarray) -> ShardedMemoryError:
+        """What a person can do where this process cannot halve alone."""
+        longest, budget = self._in_use(lengths)
+        return ShardedMemoryError(
+            f"Out of memory at {budget} tokens per micro-batch, while the other processes wait for "
+            "this one's part of the weights; go on with --max_tokens_per_micro_batch "
+            f"{max(budget // 2, longest)} --resume_from_checkpoint auto."
+        )
+
+    def _in_use(self, lengths: np.ndarray) -> tuple[int, int]:
+        """Tokens of the longest row, and of the largest micro-batch."""
+        longest = int(lengths.max())
+        return longest, self.max_tokens or longest * min(self.max_rows, len(lengths))
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,9 @@ class Learner:
         With `learn` False the network is not touched, not even by the optimizer's momentum; the
         schedule goes on.
         """
-        mine = share_of(rows, sequences, self.accelerator)
-        sums, outputs = self._accumulate(sequences, mine, loss_of, keep_outputs)
+        mine = shares_of(rows, sequences, self.accelerator)[self.accelerator.process_index]
+        idle = self._idle_passes(sequences, rows)
+        sums, outputs = self._accumulate(sequences, mine, idle, loss_of, keep_outputs)
         norm = self._apply(rows) if learn and len(rows) else self._hold()
         return self._advance(norm, sums, outputs)
 
@@ -127,19 +142,48 @@ class Learner:
         self.scheduler.step()
         return Step(rate, norm, sums, outputs)
 
-    def _accumulate(self, sequences: Sequences, rows: np.ndarray, loss_of: LossOf, keep: bool):
+    def _idle_passes(self, sequences: Sequences, rows: np.ndarray) -> list[MicroBatch]:
+        """What this process runs with weight 0 where weights are sharded and others still have
+        rows: they all gather weights, or none can."""
+        if self.network.sharded is None or not len(rows):
+            return []
+        limits = (self.size.max_rows, self.size.max_tokens)
+        shares = shares_of(rows, sequences, self.accelerator)
+        counts = [len(sequences.split(share, *limits)) for share in shares]
+        shortest = rows[[sequences.total_lengths[rows].argmin()]]
+        missing = max(counts) - counts[self.accelerator.process_index]
+        return [*sequences.micro_batches(shortest, *limits, self.network.device)] * missing
+
+    def _accumulate(
+        self,
+        sequences: Sequences,
+        rows: np.ndarray,
+        idle: list[MicroBatch],
+        loss_of: LossOf,
+        keep: bool,
+    ):
         """Add the gradient of Σ loss over the rows; out of memory: start over with smaller ones."""
         while True:
             try:
-                return self._pass(sequences, rows, loss_of, keep)
-            except torch.OutOfMemoryError:
-                if not self.size.shrink(sequences.total_lengths[rows]):
+                return self._pass(sequences, rows, idle, loss_of, keep)
+            except torch.OutOfMemoryError as error:
+                lengths = sequences.total_lengths[rows]
+                if self.network.sharded is not None:
+                    raise self.size.too_large(lengths) from error
+                if not self.size.shrink(lengths):
                     raise
             for parameter in self.network.trainable:
                 parameter.grad = None
             torch.cuda.empty_cache()
 
-    def _pass(self, sequences: Sequences, rows: np.ndarray, loss_of: LossOf, keep: bool):
+    def _pass(
+        self,
+        sequences: Sequences,
+        rows: np.ndarray,
+        idle: list[MicroBatch],
+        loss_of: LossOf,
+        keep: bool,
+    ):
         network, sums, outputs = self.network, [], {}
         network.train(True)
         with network.active():
@@ -156,6 +200,10 @@ class Learner:
                     raise NonFiniteLossError(f"the loss is {loss.item()}", batch.rows)
                 sums.append(of_batch)
                 self.accelerator.backward(loss)
+            for batch in idle:
+                with network.autocast():
+                    output = network(batch, self.want)
+                self.accelerator.backward(0.0 * output.sum())
         return sums, outputs
 
     def _apply(self, rows: np.ndarray) -> float:
@@ -165,11 +213,13 @@ class Learner:
             for parameter in parameters:
                 if parameter.grad is None:  # this process had no rows
                     parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
+                if not isinstance(parameter, DTensor):  # FSDP2 has summed those
+                    torch.distributed.all_reduce(parameter.grad)
         if self.accelerator.scaler is not None:  # which has to have scaled something before
             self.accelerator.scaler.scale(torch.zeros((), device=self.network.device))
         self.accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        norm = whole(norm)
         if not norm.isfinite() and self.accelerator.scaler is None:  # a scaler skips the step
             raise NonFiniteLossError(f"the gradient norm is {norm.item()}", rows)
         self.optimizer.step()
@@ -181,10 +231,11 @@ def sequences_of(rollouts: Rollouts, share_prompts: bool) -> Sequences:
     return Sequences(rollouts.prompt_ids, rollouts.ragged_token_ids, share_prompts)
 
 
-def share_of(rows: np.ndarray, sequences: Sequences, accelerator: Accelerator) -> np.ndarray:
-    """This process's part of the rows, of about as many tokens as any other's."""
+def shares_of(rows: np.ndarray, sequences: Sequences, accelerator: Accelerator) -> list[np.ndarray]:
+    """Each process's part of the rows, of about as many tokens as any other's."""
     longest_first = rows[np.argsort(-sequences.total_lengths[rows], kind="stable")]
-    return longest_first[accelerator.process_index :: accelerator.num_processes]
+    processes = accelerator.num_processes
+    return [longest_first[rank::processes] for rank in range(processes)]
 
 
 def minibatches(
@@ -228,6 +279,8 @@ def build_learner(
         rate = rate if args.value_learning_rate is None else args.value_learning_rate
     optimizer = optimizer or build_optimizer(args, network.trainable, rate)
     scheduler = scheduler or build_scheduler(args, optimizer, num_updates)
+    if network.sharded is not None:
+        keep_whole_state(optimizer, network.trainable)
     optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
     size = MicroBatchSize(args.per_device_train_batch_size, args.max_tokens_per_micro_batch)
     return Learner(network, want, optimizer, scheduler, accelerator, max_grad_norm, size)

@@ -6,22 +6,24 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import GradientAccumulationPlugin, patch_environment
 from torch import nn
 from transformers import Adafactor, get_scheduler
 
+from spo import launch
 from spo.config import SPOConfig
 from spo.precision import resolve_precision
 
 
 def make_accelerator(args: SPOConfig) -> Accelerator:
-    """One process per device, gradients summed by us; sharded models are refused.
+    """One process per device; gradients are summed, and weights sharded, by us.
 
     `bf16` and `fp16` of `args` become what the device computes in, with a printed line where that
     is not what was asked for.
     """
     if not isinstance(args, SPOConfig):
         raise ValueError(f"args is a {type(args).__name__}; give an SPOConfig.")
+    launch.check_launch()
     # else the first trainer's precision would bind all later ones of this Python session
     AcceleratorState._reset_state()
     if args.report_to not in ("none", *map(str, get_available_trackers())):
@@ -29,23 +31,25 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
             f"report_to={args.report_to!r}: there is no such tracker, or its package is not "
             f"installed (pip install {args.report_to})."
         )
-    device = "cpu" if args.use_cpu else PartialState().device
+    on_cpu = args.use_cpu or launch.wants_cpu() or not torch.accelerator.is_available()
+    device = PartialState(cpu=on_cpu).device  # processes on CPUs find each other only if told
+    asked = launch.precision()
+    launch.adopt_precision(args, resolve_precision(asked == "bf16", asked == "fp16", device)[0])
     precision, message = resolve_precision(args.bf16, args.fp16, device)
     args.bf16, args.fp16 = precision == "bf16", precision == "fp16"
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=args.use_cpu,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir or "runs",  # trackers want one here; Reporter names the run's
-        step_scheduler_with_optimizer=False,
-    )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"{accelerator.distributed_type} shards the model, SPO runs a copy per process; choose "
-            "'multi-GPU' or 'no distributed training' in accelerate config."
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # it would want to prepare one model
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            cpu=on_cpu,
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_dir=args.output_dir or "runs",  # trackers want one; Reporter names the run's
+            step_scheduler_with_optimizer=False,
+            # else a number in the environment would divide every loss
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
-    if message is not None:
-        accelerator.print(message)
+    for sentence in (message, *launch.adopt_rest(args)):
+        if sentence is not None:
+            accelerator.print(sentence)
     return accelerator
 
 

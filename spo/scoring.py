@@ -219,7 +219,7 @@ def score_rows(
         for _ in range(2 if want == "logprobs_and_entropies" else 1)
     ]
     network.train(False)
-    with network.active(), network.autocast():
+    with network.active(), network.gathered(), network.autocast():
         for batch in sequences.micro_batches(
             np.flatnonzero(sequences.lengths),
             args.per_device_train_batch_size,

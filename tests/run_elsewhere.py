@@ -14,11 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import tiny_runs as runs
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
+from tiny import tiny_llama, tiny_reward_model
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from spo.errors import SaveError
+from spo.launch import sharding
+from spo.networks.loading import quantization_config
 from spo.run import checkpoint as checkpoints
 from spo.run import run as run_module
 
@@ -26,7 +31,7 @@ from spo.run import run as run_module
 # --- the same training whatever the number of processes --------------------------------------
 def run_cases(folder: Path, rank: int, world: int) -> None:
     """Train each case on a global batch of 8 per update; save what this process ended with."""
-    for case in (full, shared_critic, all_sources, nothing_to_learn_from, script):
+    for case in (full, shared_critic, all_sources, adapters, nothing_to_learn_from, script):
         weights = case(folder, rank, world)
         np.savez(folder / f"{case.__name__}-{rank}.npz", **weights)
 
@@ -50,6 +55,7 @@ def full(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
         )
 
     trainer = build()
+    assert held(trainer) < 0.55 if sharding() else held(trainer) == 1
     trainer.train()
     weights = runs.weights_of(trainer)
     metrics = runs.metrics_of(folder / "full")
@@ -102,6 +108,47 @@ def all_sources(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
     )
     trainer.train()
     return runs.weights_of(trainer)
+
+
+def held(trainer) -> float:
+    """The fraction of policy and critic that this process keeps between two passes."""
+    weights = [p for n in (trainer.policy, trainer.critic.network) for p in n.model.parameters()]
+    mine = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in weights)
+    return mine / sum(p.numel() for p in weights)
+
+
+def adapters(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
+    """Two 4-bit bases with LoRA; unscored rows and an odd number of prompts in evaluation, so that
+    the processes have unlike numbers of micro-batches."""
+    if rank == 0:
+        runs.folder(folder / "policy", tiny_llama(hidden_size=64))
+        runs.folder(folder / "reward", tiny_reward_model(hidden_size=64))
+    PartialState(cpu=True).wait_for_everyone()
+    trainer = runs.make_trainer(
+        folder / "adapters",
+        str(folder / "policy"),
+        reward_funcs=none_for_multiples_of_three,
+        quantization_config=quantization_config(4, compute_dtype="float32"),
+        peft_config=LoraConfig(**runs.LORA),
+        value_model_path=str(folder / "reward"),
+        value_use_peft=True,
+        value_load_in_4bit=True,
+        per_device_train_batch_size=8 // world,
+        max_tokens_per_micro_batch=1,
+        gradient_checkpointing=True,
+        eval_dataset=runs.prompts(3),
+        per_device_eval_batch_size=1,
+        beta=0.1,
+        adam_epsilon=1e-3,
+    )
+    trainer.train()
+    saved = runs.rollouts_of(folder / "adapters")
+    assert any(np.isfinite(s.rollouts.completion_rewards).sum() % 2 == 1 for s in saved)
+    return runs.weights_of(trainer)
+
+
+def none_for_multiples_of_three(completion_ids, **columns):
+    return [None if ids[0] % 3 == 0 else ids[0] / 256 for ids in completion_ids]
 
 
 def nothing_to_learn_from(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:

@@ -110,7 +110,10 @@ def test_a_bare_switch_does_not_swallow_the_next_flag():
         (["--model", "m"], ["unknown argument --model; did you mean model_name_or_path?"]),
         (["--lr=1"], ["did you mean learning_rate?"]),
         (["--lora-rank=8"], ["did you mean lora_r?"]),
-        (["--deepspeed", "ds.json"], ["--deepspeed; give it to accelerate launch, before the"]),
+        (
+            ["--deepspeed", "ds.json"],
+            ["--deepspeed; models are sharded by FSDP2 instead: acc"],
+        ),
         (["--fsdp_config=x"], ["give it to accelerate launch"]),
         (
             ["--model=m", "--lr", "1"],

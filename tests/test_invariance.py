@@ -1,9 +1,9 @@
 """One training, however it is cut: into micro-batches, over processes, or into two runs."""
 
+import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import run_elsewhere
 import tiny_runs as runs
+import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 from spo.values.network import NetworkValue
 
@@ -67,22 +69,32 @@ def test_micro_batches_change_neither_losses_nor_weights(split, undivided, tmp_p
 
 # --- processes -------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory):
-    """Folders of the same cases, run by this process and by two others."""
-    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    runs.script_inputs(one)
-    runs.script_inputs(two)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def one(tmp_path_factory):
+    """The folder of some cases, run by this process."""
+    folder = tmp_path_factory.mktemp("one")
+    runs.script_inputs(folder)
+    run_elsewhere.run_cases(folder, 0, 1)
+    return folder
+
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What `accelerate launch` tells processes under recipes/accelerate/fsdp2.yaml."""
+
+
+@pytest.fixture(scope="module", params=["copies", "sharded"])
+def two(tmp_path_factory, request):
+    """The same by two processes, each with all weights or with half of them."""
+    folder = tmp_path_factory.mktemp("two")
+    runs.script_inputs(folder)
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(runs.free_port())}
+    common |= SHARDED if request.param == "sharded" else {}
     processes = [
-        start("cases", two, two / f"log-{r}", common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"
+        start("cases", folder, folder / f"log-{r}", common | {"RANK": r, "LOCAL_RANK": r})
+        for r in "01"
     ]
-    run_elsewhere.run_cases(one, 0, 1)
     for r, process in zip("01", processes, strict=True):
-        assert process.wait(timeout=200) == 0, (two / f"log-{r}").read_text()[-3000:]
-    return one, two
+        assert process.wait(timeout=200) == 0, (folder / f"log-{r}").read_text()[-3000:]
+    return folder
 
 
 def start(command: str, folder: Path, log: Path, variables: dict[str, str]) -> subprocess.Popen:
@@ -95,20 +107,43 @@ def start(command: str, folder: Path, log: Path, variables: dict[str, str]) -> s
     )
 
 
-@pytest.mark.parametrize("case", ["full", "shared_critic", "all_sources", "nothing_to_learn_from"])
-def test_two_processes_end_with_the_weights_of_one(case, one_and_two):
+CASES = ["full", "shared_critic", "all_sources", "adapters", "nothing_to_learn_from"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_end_with_the_weights_of_one(case, one, two):
     """Relative to each tensor's largest weight, after 2 or 3 steps in float32: 3e-5."""
-    one, two = one_and_two
     expected = dict(np.load(one / f"{case}-0.npz"))
     first, second = (dict(np.load(two / f"{case}-{rank}.npz")) for rank in (0, 1))
     assert runs.same_bits(first, second)
     assert runs.largest_difference(expected, first) < 3e-5
 
 
-@pytest.mark.parametrize("case", ["full", "shared_critic", "nothing_to_learn_from", "script"])
-def test_two_processes_sample_and_report_as_one(case, one_and_two):
-    one, two = (folder / case for folder in one_and_two)
-    assert_same_numbers(one, two)
+@pytest.mark.parametrize("case", [*CASES, "script"])
+def test_two_processes_sample_and_report_as_one(case, one, two):
+    assert_same_numbers(one / case, two / case)
+
+
+def test_two_processes_save_what_one_does(one, two):
+    """The policy, the critic beside it, and a checkpoint that either could go on from."""
+    for name in ("model.safetensors", "critic/model.safetensors"):
+        assert_same_tensors(load_file(one / "full" / name), load_file(two / "full" / name))
+    architecture = json.loads((two / "full" / "config.json").read_text())["architectures"]
+    assert architecture == ["LlamaForCausalLM"]
+    checkpoints = [folder / "full" / "checkpoint-000002" for folder in (one, two)]
+    assert_same_tensors(*(load_file(path / "weights.safetensors") for path in checkpoints))
+    for name in ("optimizer.bin", "optimizer_1.bin"):
+        ours, theirs = (torch.load(path / name)["state"] for path in checkpoints)
+        assert ours.keys() == theirs.keys()
+        for slots, others in zip(ours.values(), theirs.values(), strict=True):
+            assert_same_tensors(slots, others)
+
+
+def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=3e-5)
 
 
 def assert_same_numbers(one: Path, two: Path) -> None:
@@ -120,9 +155,10 @@ def assert_same_numbers(one: Path, two: Path) -> None:
         np.testing.assert_array_equal(a.rollouts.token_ids, b.rollouts.token_ids)
         np.testing.assert_array_equal(a.credit.segment_ids, b.credit.segment_ids)
         for name in ("token_advantages", "token_returns"):
-            np.testing.assert_allclose(
-                getattr(a.credit, name), getattr(b.credit, name), rtol=1e-4, atol=1e-4
-            )
+            ours, theirs = getattr(a.credit, name), getattr(b.credit, name)
+            assert (ours is None) == (theirs is None)  # an evaluation has no returns
+            if ours is not None:
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
         if a.rollouts.token_values is not None:
             np.testing.assert_allclose(
                 a.rollouts.token_values, b.rollouts.token_values, rtol=1e-4, atol=1e-5

@@ -12,6 +12,7 @@ from tiny import EOS, byte_tokenizer, tiny_llama, tiny_reward_model
 from transformers import TrainerCallback
 
 from spo import SPOConfig, SPOTrainer
+from spo.networks.sharding import whole
 from spo.rollouts import SavedRollouts, load_rollouts
 
 REPO = Path(__file__).parent.parent
@@ -114,10 +115,10 @@ def rollouts_of(run: Any) -> list[SavedRollouts]:
 
 
 def weights_of(trainer: SPOTrainer) -> dict[str, np.ndarray]:
-    """A copy of everything the optimizer trains."""
+    """A copy of everything the optimizer trains, whole."""
     networks = {"policy": trainer.policy, "critic": trainer.critic.network}
     return {
-        f"{name}.{i}": parameter.detach().numpy().copy()
+        f"{name}.{i}": whole(parameter.detach()).numpy().copy()
         for name, network in networks.items()
         if network is not None
         for i, parameter in enumerate(network.trainable)

@@ -9,6 +9,7 @@ Under full fine-tuning each is a model of its own.
 import copy
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from spo import launch
 from spo.config import SPOConfig
 from spo.networks.checks import (
     check_decoder_only,
@@ -36,7 +38,7 @@ from spo.networks.checks import (
     check_second_adapter,
     check_vocabulary,
 )
-from spo.networks.dropout import silence_dropout
+from spo.networks.dropout import base_modules, silence_dropout
 from spo.networks.loading import (
     check_scans,
     check_target_modules,
@@ -48,6 +50,7 @@ from spo.networks.loading import (
 )
 from spo.networks.network import Network, Numerics, decoder, transformer
 from spo.networks.probe import changes_nothing, probe_critic, probe_policy
+from spo.networks.sharding import ShardedModel
 
 POLICY, CRITIC, REFERENCE = "default", "critic", "reference"
 """Adapter names. PEFT saves "default" at the top of the folder, as everyone expects."""
@@ -89,7 +92,31 @@ def build_networks(
             leave_inputs_in_16_bits(network.model)
         if args.gradient_checkpointing:
             enable_gradient_checkpointing(transformer(network.model))
+    plan = launch.sharding()
+    if plan is not None:
+        shard([network for network in (policy, reference, critic) if network is not None], plan)
     return policy, reference, critic
+
+
+def shard(networks: Sequence[Network], plan: launch.Sharding) -> None:
+    """Cut the weights over the processes, once where networks share a model."""
+    models: dict[int, ShardedModel] = {}
+    for network in networks:
+        model = transformer(network.model)
+        if id(model) not in models:
+            models[id(model)] = ShardedModel(model, adapter_parameters(network.model), plan)
+        network.sharded = models[id(model)]
+        network.forward = network.sharded.around(network.forward)
+        if network.adapter is None:  # the weights themselves, which are others now
+            network.trainable = trainable_parameters(network.model)
+
+
+def adapter_parameters(model: PreTrainedModel | PeftModel) -> set[nn.Parameter]:
+    """What PEFT put beside the model's own weights, trained at present or not."""
+    if not isinstance(model, PeftModel):
+        return set()
+    base = {p for module in base_modules(model) for p in module.parameters(recurse=False)}
+    return {p for p in model.parameters() if p.requires_grad or p not in base}
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:

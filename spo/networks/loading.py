@@ -31,6 +31,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from spo.config import SPOConfig
+from spo.launch import sharding
 from spo.networks.checks import check_causal_config
 
 SCANNED = ("conv1d", "x_proj", "dt_proj", "out_proj")
@@ -185,6 +186,7 @@ def quantization_config(
     products with 4-bit weights.
 
     Only linear layers of the decoder are quantised; head, embeddings and norms keep their type.
+    FSDP2 cuts no integers: for it the 4-bit numbers are stored as if they were of `compute_dtype`.
     """
     if bits is None:
         return None
@@ -197,6 +199,7 @@ def quantization_config(
         bnb_4bit_quant_type=quant_type,
         bnb_4bit_use_double_quant=nested,
         bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=torch.uint8 if sharding() is None else compute_dtype,
     )
 
 

@@ -24,6 +24,7 @@ from spo.networks.batching import MicroBatch
 from spo.networks.logits import PLAIN, LogitTransform
 from spo.networks.logprobs import token_logprobs, token_logprobs_and_entropies
 from spo.networks.prefill import DecodeStep, cache_argument, empty_cache, is_recurrent, select_rows
+from spo.networks.sharding import ShardedModel
 
 Want = Literal["logprobs", "logprobs_and_entropies", "values", "next_logits"]
 
@@ -52,6 +53,7 @@ class Network(nn.Module):
         adapter: PEFT adapter to switch on; "" switches all of them off; None: none exist.
         trainable: what the optimizer trains.
         logit_transform: what the model does to the numbers of a vocabulary head.
+        sharded: the model's weights, where they are cut over the processes.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Network(nn.Module):
         super().__init__()
         self.model, self.head, self.adapter, self.trainable = model, head, adapter, trainable
         self.numerics, self.logit_transform = numerics or Numerics(), logit_transform
+        self.sharded: ShardedModel | None = None
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +81,10 @@ class Network(nn.Module):
 
     @property
     def can_share_prompts(self) -> bool:
-        """A prompt may be computed once for several completions, forward and backward."""
+        """A prompt may be computed once for several completions, forward and backward; FSDP2 knows
+        one forward pass per backward pass."""
+        if self.sharded is not None:
+            return False
         takes_cache = cache_argument(decoder(self.model)) is not None
         return takes_cache and not is_recurrent(empty_cache(self.decoder_config))
 
@@ -132,6 +138,11 @@ class Network(nn.Module):
             if before != self.adapter:
                 self.model.set_adapter(before)
 
+    def gathered(self):
+        """The context of passes without gradient whose number may differ between processes; all of
+        them enter and leave it together."""
+        return nullcontext() if self.sharded is None else self.sharded.gathered()
+
     @contextmanager
     def merged(self, merge: bool = True) -> Iterator[None]:
         """Switch this network on, under autocast, with its adapter merged into the weights where
@@ -141,7 +152,7 @@ class Network(nn.Module):
         Merged weights are new tensors and the old ones come back untouched, so nothing drifts; at
         that time no activations take up memory.
         """
-        with self.active():
+        with self.active(), self.gathered():
             layers = _mergeable_layers(self.model) if self.adapter and merge else []
             kept = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
             half = transformer(self.model).dtype.itemsize == 2 and (layers or not self.adapter)

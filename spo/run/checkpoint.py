@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from spo.errors import NonFiniteLossError, RunFolderError, SaveError
+from spo.networks.sharding import whole, whole_on_main, write
 
 STATE_FILE, WEIGHTS_FILE = "trainer_state.json", "weights.safetensors"
 MARK = "spo_checkpoint"
@@ -170,7 +171,9 @@ def check_finite(accelerator: Accelerator, weights: dict[str, torch.Tensor]) -> 
         for j, slots in enumerate(optimizer.state.values()):
             tensors |= {f"optimizer {i}, {k} of weight {j}": v for k, v in slots.items()}
     for name, tensor in tensors.items():
-        if torch.is_tensor(tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+        if not torch.is_tensor(tensor) or not tensor.is_floating_point():
+            continue
+        if not whole(tensor).isfinite().all():
             raise NonFiniteLossError(f"{name} is not finite", [])
 
 
@@ -189,6 +192,7 @@ def save_checkpoint(
     """
     final = output_dir / f"checkpoint-{state['step']:06d}"
     temporary = output_dir / f".{final.name}.tmp"
+    weights = whole_on_main(weights)
     trouble = _room_for(accelerator, output_dir, weights) if accelerator.is_main_process else None
     together(accelerator, trouble)
     if accelerator.is_main_process:
@@ -339,10 +343,10 @@ def restore_checkpoint(
             "critic; resume with the flags of that run."
         )
     for name, tensor in weights.items():
-        tensor.copy_(saved[name])
+        write(tensor, saved[name])
     present = [[_settings(group) for group in groups] for groups in _groups(accelerator)]
     bases = [list(scheduler.scheduler.base_lrs) for scheduler in accelerator._schedulers]
-    accelerator.load_state(str(path))
+    accelerator.load_state(str(path), map_location="cpu")
     if not retune:
         return
     for groups, settings in zip(_groups(accelerator), present, strict=True):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from spo.config import SPOConfig
 from spo.errors import RunFolderError
@@ -44,6 +44,9 @@ WRITTEN = (
 LOCK_SECONDS = 60
 """How long to wait for a trainer that is being stopped."""
 
+SECONDS_TO_SEE = 30
+"""How long a file system may take to show one machine what another has written."""
+
 
 # --- choosing and preparing it ---------------------------------------------------------------
 
@@ -61,7 +64,22 @@ def prepare_output_dir(args: SPOConfig, accelerator: Accelerator) -> Path:
     path, refusal = broadcast_object_list(answer)
     if refusal:
         raise RunFolderError(refusal)
+    if accelerator.num_processes > 1:
+        run_id = broadcast_object_list([read_run(path).get("run_id")])[0]
+        if not all(gather_object([_sees(path, run_id)])):
+            raise RunFolderError(
+                f"{path} of the first machine is not there on another one: each writes its part of "
+                "a checkpoint, so name an output_dir on a file system that they share."
+            )
     return path
+
+
+def _sees(path: Path, run_id: str) -> bool:
+    """The run that another process has just begun; a file system over a network takes its time."""
+    until = time.monotonic() + SECONDS_TO_SEE
+    while not (seen := read_run(path).get("run_id") == run_id) and time.monotonic() < until:
+        time.sleep(0.2)
+    return seen
 
 
 def _prepare(args: SPOConfig) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 
 from spo.config import SPOConfig
 from spo.networks.network import Network
+from spo.networks.sharding import whole
 from spo.prompts import Prompts
 from spo.rewards.calling import RewardFunction
 
@@ -81,7 +82,7 @@ def _of_frozen(networks: list[Network]) -> str:
     for model in _models(networks):
         for name, weight in model.named_parameters():
             if id(weight) not in trained:
-                start = weight.detach().flatten()[:64].float().cpu().numpy()
+                start = whole(weight.detach()).flatten()[:64].float().cpu().numpy()
                 digest.update(f"{name} {tuple(weight.shape)}".encode() + start.tobytes())
     return digest.hexdigest()
 

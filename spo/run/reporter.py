@@ -134,8 +134,8 @@ class Reporter:
     def end(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        if self.tracking:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers if self.tracking else ():
+            tracker.finish()  # end_training would part the processes before the model is saved
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -318,10 +318,10 @@ class Run:
             checkpoint.check_finite(self.accelerator, weights)
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error}; no model was saved, {self._safe()}.", []) from error
-        trouble = None
+        trouble, states = None, saving.whole_states(trained)
         if self.accelerator.is_main_process:
             try:
-                saving.save_model(path, trained)
+                saving.save_model(path, trained, states)
             except saving.ERRORS as error:
                 trouble = f"The model could not be saved in {path}: {' '.join(str(error).split())}"
         checkpoint.together(self.accelerator, trouble)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from spo.config import SPOConfig
 from spo.networks.build import CRITIC, POLICY
 from spo.networks.network import Network
+from spo.networks.sharding import whole_on_main
 from spo.run import folder
 from spo.run.checkpoint import flush, free_name
 from spo.values.critic import Critic
@@ -40,7 +41,21 @@ class Trained:
     card: str
 
 
-def save_model(path: Path, trained: Trained) -> None:
+States = dict[str, dict[str, Any]]
+"""Of "policy" and "critic", the state dicts of models whose weights are cut."""
+
+
+def whole_states(trained: Trained) -> States:
+    """What is to be put together before process 0 can save it alone; all processes call it."""
+    networks = {"policy": trained.policy, "critic": trained.critic.network}
+    return {
+        name: whole_on_main(network.model.state_dict())
+        for name, network in networks.items()
+        if network is not None and network.sharded is not None and network.adapter is None
+    }
+
+
+def save_model(path: Path, trained: Trained, states: States) -> None:
     """Policy (adapter or full), critic, tokenizer, configuration and model card.
 
     Each file is whole or the one from before; the run's own folder remembers which they are.
@@ -49,8 +64,8 @@ def save_model(path: Path, trained: Trained) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _save_policy(trained, temporary)
-        _save_critic(trained, temporary / "critic")
+        _save_policy(trained, states, temporary)
+        _save_critic(trained, states, temporary / "critic")
         folder.write_config(temporary, trained.args)
         (temporary / "README.md").write_text(trained.card)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
@@ -143,17 +158,17 @@ def _try_critic(network: Network, policy: Network, path: Path) -> None:
         network.model.config.save_pretrained(path)
 
 
-def _save_policy(trained: Trained, path: Path) -> None:
+def _save_policy(trained: Trained, states: States, path: Path) -> None:
     """The policy, or its adapter alone."""
     model = trained.policy.model
     if isinstance(model, PeftModel):
         model.save_pretrained(path, selected_adapters=[POLICY])
     else:
-        model.save_pretrained(path)
+        model.save_pretrained(path, state_dict=states.get("policy"))
     trained.processing_class.save_pretrained(path)
 
 
-def _save_critic(trained: Trained, path: Path) -> None:
+def _save_critic(trained: Trained, states: States, path: Path) -> None:
     """The critic's network as a sequence-classification checkpoint, or, on a shared base, an
     adapter of one; beside it the sums of the path regression. Nothing without a network."""
     network, regression = trained.critic.network, trained.critic.path
@@ -163,7 +178,7 @@ def _save_critic(trained: Trained, path: Path) -> None:
     if regression is not None:
         regression.save(path)
     if network.model is not trained.policy.model:
-        network.model.save_pretrained(path)
+        network.model.save_pretrained(path, state_dict=states.get("critic"))
         return
     state = get_peft_model_state_dict(network.model, adapter_name=CRITIC)
     state["base_model.model.score.weight"] = network.head.weight.detach()
