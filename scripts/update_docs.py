@@ -32,7 +32,8 @@ RECIPES = ("quickstart", "smollm2", "card", "gsm8k", "tldr")
 
 REASONS = {
     "entropy_percentile": "segments of about a step of reasoning; 0.05 to 0.2 measure alike",
-    "lam": "what the evidence was measured with; 0.8 to 1 differ by less than the noise",
+    "lam": "low where the critic knows the solution; else 0.8 to 1 differ by less than the noise",
+    "value_reference": "the critic reads the solution that the data set or a sibling has",
     "normalize_advantages": "a little better without on one task of two, noise on the other",
     "positive_nll_coef": "steadies small batches at a high rate; the largest single gain",
     "value_model_path": "a critic network on the policy's base",

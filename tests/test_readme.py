@@ -134,7 +134,7 @@ def test_a_command_is_made_of_real_flags_and_fits_together(page, arguments, monk
     parser = Parser((train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig))
     model, script, args = parser.parse(arguments, default_recipe=train_spo.QUICKSTART)
     train_spo._check_required(model, script)
-    args.check_batches(num_processes=2, has_critic=args.wants_value_network)
+    args.check_batches(num_processes=2, has_critic=args.wants_critic(args.wants_value_network))
 
 
 def sentences_in_the_code() -> str:

@@ -16,12 +16,11 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 CLASSES = (train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig)
 RECOMMENDED = {
     "entropy_percentile": 0.2,
-    "lam": 0.8,
     "normalize_advantages": False,
     "positive_nll_coef": 0.5,
     "beta": 0.01,
 }
-"""The settings of `spo_nll` in benchmarks/learning.py, the README's SPO."""
+"""Of every mode that benchmarks/learning.py compares as SPO."""
 EXCEPTIONS = {("tldr", "positive_nll_coef")}
 
 
@@ -33,8 +32,9 @@ def read(path: Path, *flags: str):
 def test_a_recipe_is_complete_and_valid(path):
     model, script, args = read(path)
     train_spo._check_required(model, script)
-    args.check_batches(num_processes=1, has_critic=args.wants_value_network)
-    assert args.wants_value_network  # a recipe shows what SPO adds
+    has_critic = args.wants_critic(args.wants_value_network)
+    args.check_batches(num_processes=1, has_critic=has_critic)
+    assert has_critic  # a recipe shows what SPO adds
     load_reward_functions(script.reward_funcs, max_completion_length=args.max_completion_length)
 
 
@@ -44,6 +44,7 @@ def test_a_recipe_has_the_settings_the_evidence_recommends(path):
     for name, value in RECOMMENDED.items():
         if (path.stem, name) not in EXCEPTIONS:
             assert getattr(args, name) == value, name
+    assert args.lam == (0.5 if args.value_reference else 0.8)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
