@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError
 from spo.generation.text import completion_texts
+from spo.mismatch import check_same_model
 from spo.networks.batching import Sequences
 from spo.networks.network import Network
 from spo.prompts import PromptBatch
@@ -39,6 +40,7 @@ def score(
 
     Raises:
         ValueError: every completion is empty.
+        EngineError: vLLM sampled from another model than the policy.
     """
     texts, ends = completion_texts(processing_class, completions.token_ids)
     rewards = reward(prompts, texts, completions, reward_functions, args)
@@ -69,6 +71,7 @@ def score(
         raise ValueError(
             f"Step {prompts.step}: every completion is empty; check the end token and the prompts."
         )
+    check_same_model(rollouts, args)
     return rollouts
 
 

@@ -139,6 +139,7 @@ class SPOTrainer:
         metrics: dict[str, float] = {}
         for step in self._steps(resume_from_checkpoint):
             with timer("generate"):
+                self.generator.load(self.policy)
                 prompts = self.prompts.batch(step)
                 completions = self.generator(prompts, self.sampling_params, step)
             with timer("score"):
@@ -159,7 +160,6 @@ class SPOTrainer:
                     metrics = update(rollouts, credit, self.policy_learner, self.critic, args)
             except NonFiniteLossError as error:
                 raise self.run.explain(error, rollouts, credit) from error
-            self.generator.load(self.policy)
             metrics = rollout_metrics(rollouts, credit, args) | value_metrics | metrics
             self.finish_step(step, rollouts, credit, metrics)
         self.run.end(self._trained(), self._saved())
@@ -183,11 +183,11 @@ class SPOTrainer:
 
     def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
         """Mean rewards on held-out prompts, one completion each at `eval_temperature`."""
-        dataset = self.eval_dataset
-        if eval_dataset is not None:
-            dataset = self._prepare(eval_dataset, "eval_dataset")
+        given = eval_dataset is not None
+        dataset = self._prepare(eval_dataset, "eval_dataset") if given else self.eval_dataset
         if dataset is None:
             raise ValueError("There is no eval_dataset to evaluate on.")
+        self.generator.load(self.policy)
         params = replace(self.sampling_params, temperature=self.args.eval_temperature)
         judges = (self.reward_functions, self.processing_class)
         metrics = evaluation.evaluate(dataset, self.generator, params, *judges, self.args)
