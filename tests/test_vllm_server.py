@@ -273,9 +273,7 @@ def test_full_fine_tuning_is_refused(server, tmp_path):
 
 def test_an_adapter_that_vllm_cannot_apply_is_refused(server, tmp_path):
     with pytest.raises(ValueError, match="use_dora"):
-        make_trainer(
-            tmp_path / "run", server, peft_config=LoraConfig(**runs.LORA, use_dora=True)
-        )
+        make_trainer(tmp_path / "run", server, peft_config=LoraConfig(**runs.LORA, use_dora=True))
 
 
 def test_vllm_and_a_rollout_function_do_not_go_together(server, tmp_path):

@@ -107,7 +107,9 @@ class VllmServer:
         try:
             return self.client.ask("/v1/models")["data"]
         except (NotFoundError, TypeError, KeyError) as error:
-            raise EngineError(f"{self.client.url} is no vLLM server: it lists no models.") from error
+            raise EngineError(
+                f"{self.client.url} is no vLLM server: it lists no models."
+            ) from error
 
     def _forget(self, name: str) -> None:
         """Unload an earlier adapter; a restarted server does not have it."""
