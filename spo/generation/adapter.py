@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 
 from spo.networks.network import Network
 

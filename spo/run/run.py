@@ -219,8 +219,8 @@ class Run:
         return path
 
     def save_finished(self, weights: dict[str, torch.Tensor]) -> None:
-        """Where a reward function or an engine ends the run: the steps it had done. With several processes the
-        others are waiting elsewhere, and the last checkpoint has to do."""
+        """Where a reward function or an engine ends the run: the steps it had done. With several
+        processes the others are waiting elsewhere, and the last checkpoint has to do."""
         step = self.state.global_step
         if step > self.saved_step and self.accelerator.num_processes == 1:
             self.asked_to_save = False
