@@ -127,14 +127,19 @@ class StandIn:
     # --- sampling ----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def complete(self, *, model, prompt, max_tokens, temperature, stop_token_ids, seed, **rest):
+    def complete(
+        self, *, model, prompt, max_tokens, temperature, top_k, stop_token_ids, seed, **rest
+    ):
         """One completion, every token from a pass over all before it."""
         generator = torch.Generator().manual_seed(seed)
         token_ids, logprobs = [], []
         for _ in range(max_tokens):
             ids = torch.tensor([[*prompt, *token_ids]])
             logits = self.adapters[model](input_ids=ids).logits[0, -1]
-            processed = (logits / (temperature or 1.0)).log_softmax(-1)
+            processed = logits / (temperature or 1.0)
+            if top_k:
+                processed[processed < processed.topk(top_k).values[-1]] = -torch.inf
+            processed = processed.log_softmax(-1)
             token = int(
                 processed.exp().multinomial(1, generator=generator)
                 if temperature

@@ -11,6 +11,7 @@ from spo.generation.sampler import Sampler
 from spo.generation.text import eos_token_ids
 from spo.generation.vllm import VllmServer
 from spo.generation.vllm_client import Client
+from spo.generation.vllm_colocate import VllmColocate
 from spo.networks.network import Network
 from spo.run.folder import VLLM_FOLDER
 
@@ -41,4 +42,6 @@ def build_generator(
         merge = args.merge_adapter
         return Sampler(policy, args.seed, args.per_device_generation_batch_size, merge)
     folder = Path(trainer.output_dir) / VLLM_FOLDER
+    if args.vllm_mode == "colocate":
+        return VllmColocate(policy, args, folder)
     return VllmServer(policy, args.seed, Client(args.vllm_url, args.vllm_server_timeout), folder)

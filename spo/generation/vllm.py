@@ -32,9 +32,6 @@ IN_FLIGHT = 256
 ATTEMPTS = 5
 """At one completion, by a server that answers and yet does not give it."""
 
-HOT = 1000.0
-"""A temperature at which every token is about as likely as any other."""
-
 START = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank R "
     "--logprobs-mode processed_logprobs"
@@ -133,18 +130,15 @@ class VllmServer:
         raise EngineError(f"vLLM at {self.client.url} does not keep up: {trouble}.")
 
     def _check_logprobs(self, name: str) -> None:
-        """The server reports log-probs at the temperature it samples at.
-
-        Where all tokens are equally likely each has −ln V; the model's own are far lower.
-        """
-        hot = sampling(SamplingParams(16, (), temperature=HOT), seed=0)
-        choice = self._complete({"model": name, "prompt": [0], "return_token_ids": True} | hot)
-        vocabulary = self.policy.model.config.get_text_config().vocab_size
-        found = np.mean(choice["logprobs"]["token_logprobs"])
-        if abs(found + np.log(vocabulary)) > 1.0:
+        """The server reports log-probs of what it draws from: where only the most likely token is
+        left, that has 0. The model's own would not know of temperature, top_k and top_p."""
+        only_one = sampling(SamplingParams(16, (), top_k=1), seed=0)
+        body = {"model": name, "prompt": [0], "return_token_ids": True}
+        choice = self._complete(body | only_one)
+        if min(choice["logprobs"]["token_logprobs"]) < -1e-3:
             raise EngineError(
-                f"vLLM at {self.client.url} has another vocabulary than the policy, or reports "
-                f"log-probs without the temperature; start it with `{START}`."
+                f"vLLM at {self.client.url} reports log-probs without the temperature; start it "
+                f"with `{START}`."
             )
 
 
