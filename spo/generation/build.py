@@ -33,15 +33,20 @@ def build_generator(
     policy: Network,
     args: SPOConfig,
 ) -> Generator:
-    """The policy itself, vLLM, or a person's function, which is handed the trainer."""
+    """An engine, or a person's function, which is handed the trainer."""
     if rollout_func is not None and args.use_vllm:
         raise ValueError("rollout_func and use_vllm both sample; leave one of them out.")
     if rollout_func is not None:
         return RolloutFunc(rollout_func, trainer)
+    return build_engine(policy, Path(trainer.output_dir), args)
+
+
+def build_engine(policy: Network, output_dir: Path, args: SPOConfig) -> Generator:
+    """The policy itself, or vLLM, which reads adapters in the run's folder."""
     if not args.use_vllm:
         merge = args.merge_adapter
         return Sampler(policy, args.seed, args.per_device_generation_batch_size, merge)
-    folder = Path(trainer.output_dir) / VLLM_FOLDER
+    adapters = output_dir / VLLM_FOLDER
     if args.vllm_mode == "colocate":
-        return VllmColocate(policy, args, folder)
-    return VllmServer(policy, args.seed, Client(args.vllm_url, args.vllm_server_timeout), folder)
+        return VllmColocate(policy, args, adapters)
+    return VllmServer(policy, args.seed, Client(args.vllm_url, args.vllm_server_timeout), adapters)
