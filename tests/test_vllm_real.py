@@ -8,8 +8,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +17,10 @@ from peft import LoraConfig
 from tiny import EOS, tiny_llama
 
 from spo.generation import vllm
+
+sys.path.insert(0, str(runs.REPO / "benchmarks"))
+
+from vllm_server import VllmServer
 
 PYTHON = os.environ.get("SPO_VLLM_PYTHON")
 MEAN = "sampling/sampling_logp_difference/mean"
@@ -38,45 +40,11 @@ def policy():
     return model
 
 
-class RealServer:
-    """`vllm serve` of a model folder, as docs/engines.md says."""
-
-    def __init__(self, model: str, port: int, log: Path):
-        self.model, self.port, self.log = model, port, log
-        self.url = f"http://127.0.0.1:{port}"
-
-    def start(self):
-        flags = "--enable-lora --max-lora-rank 16 --logprobs-mode processed_logprobs"
-        flags += f" --dtype float32 --max-model-len 256 --host 127.0.0.1 --port {self.port}"
-        command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model]
-        settings = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "TORCHDYNAMO_DISABLE": "1"}
-        settings |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                command + flags.split(), env=os.environ | settings, stdout=log, stderr=log
-            )
-        self.wait()
-
-    def wait(self):
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
-            except OSError:
-                time.sleep(1)
-            else:
-                return
-        raise AssertionError(f"vLLM did not start:\n{self.log.read_text()[-3000:]}")
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(60)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vllm")
-    started = RealServer(runs.folder(folder / "model", policy()), runs.free_port(), folder / "log")
+    model = runs.folder(folder / "model", policy())
+    started = VllmServer(PYTHON, model, runs.free_port(), folder / "log", length=256)
     started.start()
     yield started
     started.stop()
@@ -84,6 +52,7 @@ def server(tmp_path_factory):
 
 def make_trainer(folder, server, **given):
     settings = {"max_steps": 3, "learning_rate": 0.01, "temperature": 0.8, "value_model": "policy"}
+    settings["max_completion_length"] = 24
     return runs.make_trainer(
         folder,
         model=policy(),
@@ -91,7 +60,6 @@ def make_trainer(folder, server, **given):
         use_vllm=True,
         vllm_mode="server",
         vllm_server_base_url=server.url,
-        max_completion_length=24,
         **settings | given,
     )
 
@@ -101,7 +69,7 @@ def means(folder):
 
 
 def test_every_step_samples_from_the_policy_as_it_is(server, tmp_path):
-    trainer = make_trainer(tmp_path / "run", server)
+    trainer = make_trainer(tmp_path / "run", server, max_completion_length=8)
     before = runs.weights_of(trainer)
     trainer.train()
     apart = means(tmp_path / "run")
