@@ -25,7 +25,7 @@ from transformers.cache_utils import (
 )
 
 WITHOUT_ATTENTION = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
-"""The cache of a layer that needs none; Transformers 5.19, which vLLM 0.32 asks for, has no such."""
+"""The cache of a layer that needs none; unknown to Transformers 5.19, which vLLM 0.32 asks for."""
 
 ROOM = 1 / 8
 """For further tokens, as a share of those in the cache."""
