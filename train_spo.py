@@ -32,7 +32,13 @@ def main(argv: list[str]) -> None:
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
-    from spo.errors import NonFiniteLossError, RunFolderError, SaveError, ShardedMemoryError
+    from spo.errors import (
+        EngineError,
+        NonFiniteLossError,
+        RunFolderError,
+        SaveError,
+        ShardedMemoryError,
+    )
     from spo.rewards.functions import RewardError
     from spo.run.reporter import closing_words
 
@@ -47,7 +53,13 @@ def main(argv: list[str]) -> None:
         if error.__cause__ is not None:  # the traceback of the person's own code
             raise
         parser.error(str(error))
-    except (NonFiniteLossError, RunFolderError, SaveError, ShardedMemoryError) as error:
+    except (
+        EngineError,
+        NonFiniteLossError,
+        RunFolderError,
+        SaveError,
+        ShardedMemoryError,
+    ) as error:
         parser.error(str(error))
     reporter = trainer.run.reporter
     has_network = trainer.critic.network is not None

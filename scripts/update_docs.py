@@ -25,6 +25,7 @@ DOCUMENTS = (
     ROOT / "docs" / "settings.md",
     ROOT / "docs" / "memory.md",
     ROOT / "docs" / "flags.md",
+    ROOT / "docs" / "engines.md",
     ROOT / "docs" / "evidence.md",
     ROOT / "benchmarks" / "README.md",
 )

@@ -22,6 +22,7 @@ CREDIT = "credit assignment"
 CRITIC = "critic"
 LOSS = "policy loss"
 ROLLOUT = "rollouts"
+VLLM = "vLLM"
 BATCH = "batches and steps"
 OPTIM = "optimisation"
 OUTPUT = "output"
@@ -384,6 +385,66 @@ class SPOConfig:
     )
     reward_load_in_8bit: bool = option(False, "The same in 8 bits.", ROLLOUT)
 
+    # --- vLLM --------------------------------------------------------------------------------
+    use_vllm: bool = option(
+        False, "Sample with vLLM instead of the policy itself, in training and evaluation.", VLLM
+    )
+    vllm_mode: Literal["server", "colocate"] = option(
+        "colocate",
+        "'server': a vLLM server that was started before, in an environment of its own; "
+        "'colocate': vLLM inside this process, beside the trainer on its card.",
+        VLLM,
+    )
+    vllm_server_base_url: str | None = option(
+        None, "Address of the server; None: http://vllm_server_host:vllm_server_port.", VLLM
+    )
+    vllm_server_host: str = option("0.0.0.0", "Host of the server.", VLLM)
+    vllm_server_port: int = option(8000, "Port of the server.", VLLM, low=1, high=65535)
+    vllm_server_timeout: float = option(
+        240.0,
+        "Seconds that the server may leave a request unanswered, because it is not up yet, slow or "
+        "being restarted, before the run ends.",
+        VLLM,
+        above=0,
+    )
+    vllm_gpu_memory_utilization: float = option(
+        0.3, "Share of the card that vLLM takes under vllm_mode='colocate'.", VLLM, above=0, high=1
+    )
+    vllm_enable_sleep_mode: bool = option(
+        False,
+        "Under vllm_mode='colocate', give vLLM's memory back while the policy is updated.",
+        VLLM,
+    )
+    vllm_max_model_length: int | None = option(
+        None,
+        "Longest prompt and completion together under vllm_mode='colocate'; None: the model's.",
+        VLLM,
+        low=1,
+    )
+    vllm_tensor_parallel_size: int = option(
+        1, "Cards that share vLLM's weights under vllm_mode='colocate'.", VLLM, low=1
+    )
+    vllm_importance_sampling_correction: bool = option(
+        True,
+        "Multiply the policy loss by how much more likely the policy finds what another engine "
+        "sampled than that engine does: vLLM, or a rollout_func that returns logprobs.",
+        VLLM,
+    )
+    vllm_importance_sampling_mode: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = option(
+        "sequence_mask",
+        "That ratio per token or for the whole sequence, and outside its bounds moved to them "
+        "(truncate) or 0 (mask): token_truncate, token_mask, sequence_truncate or sequence_mask.",
+        VLLM,
+    )
+    vllm_importance_sampling_clip_max: float | None = option(
+        3.0, "Upper bound of that ratio; None: no bound.", VLLM, low=0
+    )
+    vllm_importance_sampling_clip_min: float | None = option(
+        None, "Lower bound of that ratio; None: no bound.", VLLM, low=0
+    )
+
     # --- batches and steps -------------------------------------------------------------------
     per_device_train_batch_size: int = option(
         8, "Completions per process in one forward/backward of the update.", BATCH, low=1
@@ -546,6 +607,12 @@ class SPOConfig:
         would have lost its key-value cache."""
         return not self.gradient_checkpointing
 
+    @property
+    def vllm_url(self) -> str:
+        """Where the vLLM server listens, without a slash at the end."""
+        here = f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+        return (self.vllm_server_base_url or here).rstrip("/")
+
     def critic_layers(self, num_layers: int) -> list[int]:
         """The layers of the policy that carry its critic's adapter."""
         return list(range(num_layers - math.ceil(self.value_layers * num_layers), num_layers))
@@ -678,6 +745,12 @@ class SPOConfig:
             )
         if self.kl_in_reward and self.beta == 0:
             raise ValueError("kl_in_reward needs beta > 0; with beta=0 there is no KL to subtract.")
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if None not in (low, high) and low > high:
+            raise ValueError(
+                f"vllm_importance_sampling_clip_min={low} is above "
+                f"vllm_importance_sampling_clip_max={high}."
+            )
         if self.push_to_hub and self.output_dir is None and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id or output_dir to name the repository.")
         if self.entropy_percentile > 0.5:

@@ -27,3 +27,8 @@ class ShardedMemoryError(RuntimeError):
 class RunFolderError(ValueError):
     """What is asked of a run's folder cannot be done: another run is in it, or nothing to resume
     from, or what was asked for would not go on from it."""
+
+
+class EngineError(RuntimeError):
+    """The engine that samples is gone, refuses, or samples from other weights than the policy's;
+    nothing was updated with what it said."""

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 
 from spo.config import SPOConfig
 from spo.kl import kl_k3
+from spo.mismatch import mismatch_metrics
 from spo.rollouts import Credit, Rollouts
 
 
@@ -52,10 +53,7 @@ def rollout_metrics(rollouts: Rollouts, credit: Credit, config: SPOConfig) -> di
     if rollouts.token_logprobs_ref is not None and mask.any():
         k3 = kl_k3(rollouts.token_logprobs_old[mask], rollouts.token_logprobs_ref[mask])
         metrics["kl"] = float(k3.mean())
-    if rollouts.token_logprobs_sampler is not None and mask.any():
-        apart = np.abs(rollouts.token_logprobs_old - rollouts.token_logprobs_sampler)[mask]
-        metrics["sampling/sampling_logp_difference/mean"] = float(apart.mean())
-        metrics["sampling/sampling_logp_difference/max"] = float(apart.max())
+    metrics |= mismatch_metrics(rollouts, config)
     if rollouts.token_values is not None:
         metrics["spo/value_mean"] = _mean(rollouts.token_values[in_loss])
         metrics["spo/return_mean"] = _mean(credit.token_returns[in_loss])

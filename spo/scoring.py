@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError
 from spo.generation.text import completion_texts
+from spo.mismatch import check_same_model
 from spo.networks.batching import Sequences
 from spo.networks.network import Network
 from spo.prompts import PromptBatch
@@ -44,6 +45,7 @@ def score(
 
     Raises:
         ValueError: every completion is empty.
+        EngineError: vLLM sampled from another model than the policy.
     """
     texts, ends = completion_texts(processing_class, completions.token_ids)
     rewards = reward(prompts, texts, completions, reward_functions, args, trainer_state)
@@ -58,6 +60,7 @@ def score(
         raise ValueError(
             f"Step {prompts.step}: every completion is empty; check the end token and the prompts."
         )
+    check_same_model(rollouts, args)
     return replace(
         rollouts,
         logged_metrics=metrics_of_all([rewards.logged]),

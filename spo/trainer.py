@@ -141,6 +141,7 @@ class SPOTrainer:
         metrics: dict[str, float] = {}
         for step in self._steps(resume_from_checkpoint):
             with timer("generate"):
+                self.generator.load(self.policy)
                 prompts = self.prompts.batch(step)
                 completions = self.generator(prompts, self.sampling_params, step)
             with timer("score"):
@@ -161,7 +162,6 @@ class SPOTrainer:
                     metrics = update(rollouts, credit, self.policy_learner, self.critic, args)
             except NonFiniteLossError as error:
                 raise self.run.explain(error, rollouts, credit) from error
-            self.generator.load(self.policy)
             metrics = rollout_metrics(rollouts, credit, args) | value_metrics | metrics
             self.finish_step(step, rollouts, credit, settings, metrics)
         self.run.end(self._trained(), self._saved())
@@ -196,6 +196,7 @@ class SPOTrainer:
             dataset, policy = self._prepare(eval_dataset, "eval_dataset"), None
         if dataset is None:
             raise ValueError("There is no eval_dataset to evaluate on.")
+        self.generator.load(self.policy)
         params = replace(self.sampling_params, temperature=self.args.eval_temperature)
         judges = (self.reward_functions, self.processing_class, self.args, policy, self.state)
         metrics, saved = evaluation.evaluate(dataset, self.generator, params, *judges)

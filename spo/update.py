@@ -13,6 +13,7 @@ from torch import Tensor
 from spo.config import SPOConfig
 from spo.learner import Learner, LossOf, Step, minibatches, sequences_of, totals
 from spo.losses import policy_loss, positive_nll, token_weights
+from spo.mismatch import corrected_advantages
 from spo.networks.batching import MicroBatch
 from spo.rollouts import Credit, Rollouts
 from spo.values.critic import Critic
@@ -36,6 +37,7 @@ def update_policy(
     share_prompts = args.share_prompts and policy.network.can_share_prompts
     sequences = sequences_of(rollouts, share_prompts)
     mask = rollouts.loss_mask(args.mask_truncated_completions)
+    token_advantages = corrected_advantages(credit.token_advantages, rollouts, args)
     steps: list[Step] = []
     for rows in minibatches(len(rollouts), rollouts.step, args, accelerator.num_processes):
         if skip:
@@ -46,7 +48,7 @@ def update_policy(
         weights[rows] = token_weights(
             mask[rows], args.loss_type, args.max_completion_length, num_rows
         )
-        loss_of = _loss_of(rollouts, credit, weights, args)
+        loss_of = _loss_of(rollouts, credit, token_advantages, weights, args)
         steps.append(policy.step(sequences, rows[mask[rows].any(1)], loss_of))
     metrics = {"learning_rate": steps[-1].learning_rate}
     if skip:
@@ -61,7 +63,13 @@ def update_policy(
     }
 
 
-def _loss_of(rollouts: Rollouts, credit: Credit, weights: np.ndarray, args: SPOConfig) -> LossOf:
+def _loss_of(
+    rollouts: Rollouts,
+    credit: Credit,
+    token_advantages: np.ndarray,
+    weights: np.ndarray,
+    args: SPOConfig,
+) -> LossOf:
     """The policy's loss of a micro-batch of these rollouts."""
 
     def loss_of(token_logprobs: Tensor, batch: MicroBatch):
@@ -73,7 +81,7 @@ def _loss_of(rollouts: Rollouts, credit: Credit, weights: np.ndarray, args: SPOC
         loss, sums = policy_loss(
             token_logprobs,
             part(rollouts.token_logprobs_old),
-            part(credit.token_advantages),
+            part(token_advantages),
             mb_weights,
             part(credit.segment_ids),
             epsilon=args.epsilon,

@@ -1,6 +1,7 @@
 """SPOConfig -> how to sample, and the generator that does."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from spo.config import SPOConfig
@@ -9,7 +10,11 @@ from spo.generation.processors import check_processors
 from spo.generation.rollout_func import RolloutFunc
 from spo.generation.sampler import Sampler
 from spo.generation.text import eos_token_ids
+from spo.generation.vllm import VllmServer
+from spo.generation.vllm_client import Client
+from spo.generation.vllm_colocate import VllmColocate
 from spo.networks.network import Network
+from spo.run.folder import VLLM_FOLDER
 
 
 def sampling_params(model: Any, processing_class: Any, args: SPOConfig) -> SamplingParams:
@@ -35,7 +40,20 @@ def build_generator(
     policy: Network,
     args: SPOConfig,
 ) -> Generator:
-    """The policy itself, or a person's function, which is handed the trainer."""
+    """An engine, or a person's function, which is handed the trainer."""
+    if rollout_func is not None and args.use_vllm:
+        raise ValueError("rollout_func and use_vllm both sample; leave one of them out.")
     if rollout_func is not None:
         return RolloutFunc(rollout_func, trainer)
-    return Sampler(policy, args.seed, args.per_device_generation_batch_size, args.merge_adapter)
+    return build_engine(policy, Path(trainer.output_dir), args)
+
+
+def build_engine(policy: Network, output_dir: Path, args: SPOConfig) -> Generator:
+    """The policy itself, or vLLM, which reads adapters in the run's folder."""
+    if not args.use_vllm:
+        merge = args.merge_adapter
+        return Sampler(policy, args.seed, args.per_device_generation_batch_size, merge)
+    adapters = output_dir / VLLM_FOLDER
+    if args.vllm_mode == "colocate":
+        return VllmColocate(policy, args, adapters)
+    return VllmServer(policy, args.seed, Client(args.vllm_url, args.vllm_server_timeout), adapters)

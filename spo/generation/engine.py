@@ -1,7 +1,7 @@
 """The seam between training and whatever samples: prompts -> completions.
 
-Training and evaluation share one `Generator`: the policy itself (`spo.generation.sampler`), or a
-person's own function (`spo.generation.rollout_func`).
+Training and evaluation share one `Generator`: the policy itself (`spo.generation.sampler`), vLLM
+(`vllm`, `vllm_colocate` beside it), or a person's own function (`spo.generation.rollout_func`).
 """
 
 from dataclasses import dataclass, field
@@ -38,4 +38,5 @@ class Generator(Protocol):
         """One completion per entry of `prompts`; `step` seeds the sampling."""
 
     def load(self, policy: Network) -> None:
-        """Sample from these weights from now on; nothing to do where the policy itself samples."""
+        """Sample from these weights from now on; called on all processes before every step and
+        evaluation. Nothing to do where the policy itself samples."""

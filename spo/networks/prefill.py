@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, cache_utils
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
+
+WITHOUT_ATTENTION = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
+"""The cache of a layer that needs none; unknown to Transformers 5.19, which vLLM 0.32 asks for."""
 
 ROOM = 1 / 8
 """For further tokens, as a share of those in the cache."""
@@ -77,9 +79,10 @@ def empty_cache(config: PreTrainedConfig) -> DynamicCache:
 
 def can_select_rows(cache: DynamicCache) -> bool:
     """Every layer is of a kind whose rows `select_rows` knows to select."""
-    known = (DummyLayer, DynamicIndexedLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
+    known = (DynamicIndexedLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
     return all(
-        type(layer) in known or isinstance(layer, LinearAttentionCacheLayerMixin)
+        type(layer) in (*known, *WITHOUT_ATTENTION)
+        or isinstance(layer, LinearAttentionCacheLayerMixin)
         for layer in cache.layers
     )
 

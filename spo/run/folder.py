@@ -41,6 +41,9 @@ WRITTEN = (
 )
 """What a run writes beside its model, as regular expressions."""
 
+VLLM_FOLDER = ".vllm-adapters"
+"""Where a vLLM server finds the policy's adapter."""
+
 LOCK_SECONDS = 60
 """How long to wait for a trainer that is being stopped."""
 
@@ -167,9 +170,9 @@ def _remove_run(output_dir: Path) -> None:
 
 
 def remove_unfinished(output_dir: Path) -> None:
-    """What a killed run was writing."""
+    """What a killed run was writing, and the adapters it had sent to vLLM."""
     checkpoint.remove_unfinished(output_dir)
-    for name in (".model.tmp", ".dry-save.tmp"):
+    for name in (".model.tmp", ".dry-save.tmp", VLLM_FOLDER):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     for path in output_dir.glob("rollouts/.*.tmp"):
         if re.fullmatch(r"\.(eval-)?step-\d+\.parquet\.\d+\.tmp", path.name):

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerState
 
 from spo.config import SPOConfig
-from spo.errors import NonFiniteLossError, RunFolderError, SaveError
+from spo.errors import EngineError, NonFiniteLossError, RunFolderError, SaveError
 from spo.rewards.calling import RewardError
 from spo.rollouts import Credit, Rollouts, save_rollouts
 from spo.run import checkpoint, folder, identity, index, saving
@@ -37,7 +37,7 @@ def guarded(train: Callable) -> Callable:
         with folder.locked(run.output_dir, run.accelerator), run.signals:
             try:
                 return train(trainer, resume_from_checkpoint)
-            except RewardError:  # before anything of the step was learned
+            except (RewardError, EngineError):  # before anything of the step was learned
                 run.save_finished(trainer._trained())
                 raise
 
@@ -233,8 +233,8 @@ class Run:
         return path
 
     def save_finished(self, weights: dict[str, torch.Tensor]) -> None:
-        """Where a reward function ends the run: the steps it had done. With several processes the
-        others are waiting elsewhere, and the last checkpoint has to do."""
+        """Where a reward function or an engine ends the run: the steps it had done. With several
+        processes the others are waiting elsewhere, and the last checkpoint has to do."""
         step = self.state.global_step
         if step > self.saved_step and self.accelerator.num_processes == 1:
             self.asked_to_save = False

@@ -224,7 +224,7 @@ def upload(output_dir: Path, repo_id: str, commit_message: str, **kwargs: Any) -
         commit_message=commit_message,
         ignore_patterns=[
             *("checkpoint-*", ".checkpoint-*", "rollouts/*", "*.tmp"),
-            *("spo_run.json", "metrics.jsonl.old-*", "non-finite-*"),
+            *("spo_run.json", "metrics.jsonl.old-*", "non-finite-*", f"{folder.VLLM_FOLDER}/*"),
         ],
         **kwargs,
     )
