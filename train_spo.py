@@ -32,13 +32,7 @@ def main(argv: list[str]) -> None:
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
-    from spo.errors import (
-        EngineError,
-        NonFiniteLossError,
-        RunFolderError,
-        SaveError,
-        ShardedMemoryError,
-    )
+    from spo.errors import RunFolderError, StoppedError
     from spo.rewards.functions import RewardError
     from spo.run.reporter import closing_words
 
@@ -53,13 +47,7 @@ def main(argv: list[str]) -> None:
         if error.__cause__ is not None:  # the traceback of the person's own code
             raise
         parser.error(str(error))
-    except (
-        EngineError,
-        NonFiniteLossError,
-        RunFolderError,
-        SaveError,
-        ShardedMemoryError,
-    ) as error:
+    except (RunFolderError, StoppedError) as error:
         parser.error(str(error))
     reporter = trainer.run.reporter
     has_network = trainer.critic.network is not None

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 
-class NonFiniteLossError(RuntimeError):
+class StoppedError(RuntimeError):
+    """A run cannot go on; one sentence says why, what is safe and what to do."""
+
+
+class NonFiniteLossError(StoppedError):
     """A loss, or what it is made of, became NaN or infinite; nothing was updated with it.
 
     Attributes:
@@ -15,12 +19,11 @@ class NonFiniteLossError(RuntimeError):
         self.rows = rows
 
 
-class SaveError(RuntimeError):
-    """Something could not be written: the disk is full, read-only or gone. One sentence says what
-    is safe and what to do."""
+class SaveError(StoppedError):
+    """Something could not be written: the disk is full, read-only or gone."""
 
 
-class ShardedMemoryError(RuntimeError):
+class ShardedMemoryError(StoppedError):
     """One process ran out of memory while others wait for its part of the weights."""
 
 
@@ -29,6 +32,6 @@ class RunFolderError(ValueError):
     from, or what was asked for would not go on from it."""
 
 
-class EngineError(RuntimeError):
+class EngineError(StoppedError):
     """The engine that samples is gone, refuses, or samples from other weights than the policy's;
     nothing was updated with what it said."""

@@ -1,4 +1,4 @@
-"""What rewards may know and log, as in TRL: trainer_state, log_metric, log_extra, and the tables."""
+"""What rewards may know and log, as in TRL: trainer_state, log_metric, log_extra, tables."""
 
 import sys
 from types import SimpleNamespace

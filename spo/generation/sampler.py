@@ -135,8 +135,8 @@ def _choose(
     noise: Float[Tensor, " b"],
     params: SamplingParams,
 ):
-    """One token per row from the shaped logits, with its log-prob and the entropy by the plain ones,
-    (b,) each.
+    """One token per row from the shaped logits, with its log-prob and the entropy by the plain
+    ones, (b,) each.
 
     On a CPU a few rows at a time, so that what is made of them stays in its cache.
     """
