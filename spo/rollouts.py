@@ -214,6 +214,7 @@ def save_rollouts(
     config = config or SPOConfig()
     names = config.saved_columns
     chosen = {name: rollouts.columns[name] for name in names if name in rollouts.columns}
+    chosen |= rollouts.logged_columns
     parts = {**vars(rollouts), **vars(credit), "columns": chosen}
     columns, schema, kinds = to_columns(parts, rollouts.lengths)
     metadata = {

@@ -12,6 +12,7 @@ from datasets import Dataset
 from spo import scoring
 from spo.rewards.calling import RewardError
 from spo.rewards.logged import Logged
+from spo.rollouts import load_rollouts
 
 
 def lengths(completion_ids, log_metric, log_extra, trainer_state, **columns):
@@ -39,8 +40,11 @@ def test_metrics_go_to_the_metrics_file_and_columns_into_the_rollouts(tmp_path):
     )
     metrics = trainer.train()
     steps = [line for line in runs.metrics_of(tmp_path / "run") if "reward" in line]
-    for line, saved in zip(steps, runs.rollouts_of(tmp_path / "run"), strict=True):
+    for line in steps:
+        saved = load_rollouts(tmp_path / f"run/rollouts/step-{line['step']:06d}.parquet")
         longest = saved.rollouts.lengths.max()
+        assert saved.rollouts.columns["size"] == saved.rollouts.lengths.tolist()
+        assert saved.rollouts.columns["note"] == ["of 2"] * 8
         assert line["longest"] == pytest.approx((longest + 100) / 2)
         assert line["step seen"] == line["step"] - 1  # of steps done, as in TRL
     assert metrics["step seen"] == 1
