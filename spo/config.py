@@ -39,6 +39,8 @@ GENERATION_KWARGS = (
     *("begin_suppress_tokens", "exponential_decay_length_penalty"),
 )
 """What `generation_kwargs` may hold."""
+INTERVALS = ("logging_steps", "save_steps", "eval_steps")
+"""Numbers of steps, or fractions of the run."""
 
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
@@ -486,23 +488,37 @@ class SPOConfig:
     per_device_eval_batch_size: int = option(
         64, "Completions sampled at a time per process in evaluation.", BATCH, low=1
     )
+    num_generations_eval: int = option(
+        1,
+        "Completions per prompt in evaluation, of which the means are taken; more than 1 need "
+        "eval_temperature above 0.",
+        BATCH,
+        low=1,
+    )
     seed: int = option(42, "Seed of data order, sampling and adapter initialisation.", BATCH)
+    data_seed: int | None = option(None, "Seed of the data order; None: seed.", BATCH, low=0)
 
     # --- optimisation ------------------------------------------------------------------------
     learning_rate: float = option(1e-6, "Peak learning rate of the policy.", OPTIM, low=0)
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
+        "cosine_with_min_lr",
         "cosine_with_restarts",
         "polynomial",
         "constant",
         "constant_with_warmup",
         "inverse_sqrt",
+        "warmup_stable_decay",
     ] = option(
         "linear",
-        "Schedule of both learning rates: linear, cosine, cosine_with_restarts, polynomial, "
-        "constant, constant_with_warmup or inverse_sqrt, as in Transformers.",
+        "Schedule of both learning rates: linear, cosine, cosine_with_min_lr, "
+        "cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt or "
+        "warmup_stable_decay, as in Transformers.",
         OPTIM,
+    )
+    lr_scheduler_kwargs: dict[str, Any] | None = option(
+        None, 'Further arguments of the schedule, such as {"min_lr_rate": 0.1}.', OPTIM
     )
     warmup_steps: float = option(
         0,
@@ -534,6 +550,9 @@ class SPOConfig:
         None, "Further arguments of from_pretrained for a policy given by name.", OPTIM
     )
     use_cpu: bool = option(False, "Stay on the CPU even where a GPU is present.", OPTIM)
+    tf32: bool | None = option(
+        None, "Float32 products of a card in TF32; None: as PyTorch has it.", OPTIM
+    )
 
     # --- output ------------------------------------------------------------------------------
     output_dir: str | None = option(
@@ -548,10 +567,26 @@ class SPOConfig:
         "start where there is no checkpoint yet.",
         OUTPUT,
     )
-    logging_steps: int = option(1, "Steps between two lines of metrics.", OUTPUT, low=1)
-    save_steps: int = option(
+    logging_steps: float = option(
+        1,
+        "Steps between two lines of metrics; below 1 it is a fraction of the run.",
+        OUTPUT,
+        above=0,
+    )
+    logging_first_step: bool = option(False, "Log the first step, too.", OUTPUT)
+    log_level: Literal["passive", "debug", "info", "warning", "error", "critical"] = option(
+        "passive", "What Transformers prints; passive: as it is set already.", OUTPUT
+    )
+    save_strategy: Literal["no", "steps", "epoch", "best"] = option(
+        "steps",
+        "When a checkpoint is made: every save_steps, at the end of each epoch, where "
+        "metric_for_best_model is better than before, or only by save_minutes (no).",
+        OUTPUT,
+    )
+    save_steps: float = option(
         0,
-        "Steps between two checkpoints; 0: none. The model is saved at the end anyway.",
+        "Steps between two checkpoints, below 1 a fraction of the run; 0: none. The model is saved "
+        "at the end anyway.",
         OUTPUT,
         low=0,
     )
@@ -562,7 +597,9 @@ class SPOConfig:
         OUTPUT,
         low=0,
     )
-    save_total_limit: int | None = option(None, "Checkpoints kept; None: all.", OUTPUT, low=1)
+    save_total_limit: int | None = option(
+        None, "Checkpoints kept, the best one among them; None: all.", OUTPUT, low=1
+    )
     save_rollouts_steps: int = option(
         1, "Steps between two saved rollout files; 0: none are saved.", OUTPUT, low=0
     )
@@ -572,11 +609,32 @@ class SPOConfig:
         "value_reference names.",
         OUTPUT,
     )
-    eval_steps: int = option(
+    eval_strategy: Literal["no", "steps", "epoch"] = option(
+        "steps",
+        "When an eval_dataset is evaluated: every eval_steps and after the last step, at the end "
+        "of each epoch, or never.",
+        OUTPUT,
+    )
+    eval_steps: float = option(
         0,
-        "Steps between two evaluations; 0: only before the first and after the last.",
+        "Steps between two evaluations, below 1 a fraction of the run; 0: only before the first "
+        "and after the last.",
         OUTPUT,
         low=0,
+    )
+    eval_on_start: bool = option(
+        True, "Evaluate before the first step, unless eval_strategy is no.", OUTPUT
+    )
+    load_best_model_at_end: bool = option(
+        False,
+        "End with the weights of the best evaluation, which is kept as a checkpoint.",
+        OUTPUT,
+    )
+    metric_for_best_model: str | None = option(
+        None, "What best means: reward, accuracy, rewards/<name>/mean, ...; None: reward.", OUTPUT
+    )
+    greater_is_better: bool | None = option(
+        None, "Whether more of it is better; None: unless its name ends in length.", OUTPUT
     )
     eval_temperature: float = option(
         0.0, "Temperature of evaluation; 0: the most likely token.", OUTPUT, low=0
@@ -584,8 +642,11 @@ class SPOConfig:
     log_completions: bool = option(True, "Print sampled completions with their rewards.", OUTPUT)
     log_completions_steps: int = option(10, "Steps between two such tables.", OUTPUT, low=1)
     num_completions_to_print: int = option(3, "Completions in such a table.", OUTPUT, low=1)
-    report_to: str = option(
-        "none", "Tracker through Accelerate: tensorboard, wandb, trackio or none.", OUTPUT
+    report_to: list[str] | None = option(
+        [],
+        "Trackers through Accelerate: tensorboard, wandb, trackio, ..., all that are installed "
+        "(all), or none.",
+        OUTPUT,
     )
     run_name: str | None = option(None, "Name of the run in trackers and the model card.", OUTPUT)
     disable_tqdm: bool = option(False, "No progress bar; a line per logging_steps instead.", OUTPUT)
@@ -689,6 +750,11 @@ class SPOConfig:
         batches = self.rollout_batch_size(num_processes) // self.update_batch_size(num_processes)
         return batches * self.num_iterations
 
+    @property
+    def logging_strategy(self) -> str:
+        """What Transformers' callbacks read: metrics are logged by steps."""
+        return "steps"
+
     def warmup_updates(self, total_updates: int) -> int:
         """Optimizer updates of linear warm-up."""
         if self.warmup_steps < 1:
@@ -699,9 +765,10 @@ class SPOConfig:
     def __post_init__(self):
         if isinstance(self.scale_rewards, bool):  # TRL accepts both forms
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        for name in ("output_dir", "value_model_path", "resume_from_checkpoint"):
-            if isinstance(getattr(self, name), os.PathLike):
-                setattr(self, name, os.fspath(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), os.PathLike):
+                setattr(self, field.name, os.fspath(value))
+        self._simplify()
         check_types(self)
         self._check_ranges()
         self._check_combinations()
@@ -709,8 +776,31 @@ class SPOConfig:
         self._check_loss()
         self._check_sampling()
 
+    def _simplify(self):
+        """One form for what may be said in several."""
+        if isinstance(self.report_to, str):
+            self.report_to = [name.strip() for name in self.report_to.split(",")]
+        if self.report_to in (None, ["none"]):
+            self.report_to = []
+        for name in INTERVALS:
+            value = getattr(self, name)
+            if isinstance(value, float) and value.is_integer():
+                setattr(self, name, int(value))
+        metric = self.metric_for_best_model
+        if metric is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            metric = "reward"
+        if isinstance(metric, str):
+            self.metric_for_best_model = metric = re.sub("^eval[_/]", "", metric)
+            if self.greater_is_better is None:
+                self.greater_is_better = not metric.endswith("length")
+
     def _check_ranges(self):
         check_bounds(self)
+        for name in INTERVALS:
+            if (value := getattr(self, name)) > 1 and value != int(value):
+                raise ValueError(
+                    f"{name}={value} is neither a whole number of steps nor a fraction below 1."
+                )
         try:
             re.compile(self.segment_delimiter)
         except re.error as error:
@@ -753,6 +843,16 @@ class SPOConfig:
             )
         if self.push_to_hub and self.output_dir is None and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id or output_dir to name the repository.")
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise ValueError(
+                "load_best_model_at_end needs evaluations; set eval_strategy to steps."
+            )
+        if self.num_generations_eval > 1 and self.eval_temperature == 0:
+            warnings.warn(
+                f"num_generations_eval={self.num_generations_eval}: at eval_temperature 0 all "
+                "completions of a prompt are the same.",
+                stacklevel=4,
+            )
         if self.entropy_percentile > 0.5:
             warnings.warn(
                 f"entropy_percentile={self.entropy_percentile}: more than half of all tokens start "

@@ -37,10 +37,12 @@ def evaluate(
     args: SPOConfig,
     policy: Network | None = None,
     trainer_state: Any = None,
+    prefix: str = "eval",
 ) -> tuple[dict[str, float], tuple[Rollouts, Credit] | None]:
-    """Means over a prepared data set, each process doing its share; and the rollouts to save.
+    """Means over a prepared data set, each process doing its share: "eval_reward", ...; and the
+    rollouts to save.
 
-    "eval/accuracy": the fraction with full marks from the first reward function, where that is a
+    "eval_accuracy": the fraction with full marks from the first reward function, where that is a
     verifier.
 
     Args:
@@ -51,7 +53,7 @@ def evaluate(
         RewardError: not one completion could be scored.
     """
     processes, size = PartialState(), args.per_device_eval_batch_size
-    every = np.arange(len(dataset))
+    every = np.arange(len(dataset) * args.num_generations_eval)
     shares = [every[rank :: processes.num_processes] for rank in range(processes.num_processes)]
     mine = shares[processes.process_index]
     scores: list[list[float]] = []
@@ -61,7 +63,8 @@ def evaluate(
         rows = mine[start : start + size]
         # all processes call the generator equally often: sharded weights are gathered by all
         asked = rows if len(rows) else every[:1]
-        prompts = PromptBatch.take(dataset, EVAL_STEP, asked, asked)
+        index = asked // args.num_generations_eval
+        prompts = PromptBatch.take(dataset, EVAL_STEP, asked, index)
         completions = generator(prompts, params, EVAL_STEP)
         kept.recorded &= completions.token_entropies is not None
         if not len(rows):
@@ -79,8 +82,8 @@ def evaluate(
     if np.isnan(scores_of_all[:, 1]).all():
         raise nothing_scored(names, len(scores_of_all))
     saved = None if policy is None else kept.rollouts(policy, names, args)
-    metrics = {f"eval/{name}": value for name, value in metrics_of_all(logged).items()}
-    return metrics | _means(scores_of_all, names), saved
+    metrics = metrics_of_all(logged) | _means(scores_of_all, names)
+    return {f"{prefix}_{name}": mean for name, mean in metrics.items()}, saved
 
 
 @dataclass
@@ -120,8 +123,9 @@ class _Kept:
         columns = token_columns(completions, policy, None, args)
         everybody = gather_object(with_columns(self.rows, columns))
         everybody.sort(key=lambda row: row["prompt_index"])
+        size = args.num_generations_eval
         rollouts = stack_rows(
-            everybody, step=EVAL_STEP, num_generations=1, reward_names=reward_names
+            everybody, step=EVAL_STEP, num_generations=size, reward_names=reward_names
         )
         return rollouts, assign_credit(rollouts, args)
 
@@ -130,10 +134,10 @@ def _means(scores: np.ndarray, reward_names: list[str]) -> dict[str, float]:
     """Columns length, reward, one per reward function -> means over what could be scored."""
     names = ["completions/mean_length", "reward", *(f"rewards/{n}/mean" for n in reward_names)]
     metrics = {
-        f"eval/{name}": float(np.nanmean(column))
+        name: float(np.nanmean(column))
         for name, column in zip(names, scores.T, strict=True)
         if not np.isnan(column).all()
     }
     if reward_names[0] in VERIFIERS:
-        metrics["eval/accuracy"] = float((scores[:, 2] >= 1.0).mean())
+        metrics["accuracy"] = float((scores[:, 2] >= 1.0).mean())
     return metrics

@@ -9,10 +9,13 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, patch_environment
 from torch import nn
 from transformers import Adafactor, get_scheduler
+from transformers.utils import logging
 
 from spo import launch
 from spo.config import SPOConfig
 from spo.precision import resolve_precision
+
+LOG_LEVELS = logging.get_log_levels_dict()
 
 
 def make_accelerator(args: SPOConfig) -> Accelerator:
@@ -26,11 +29,18 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
     launch.check_launch()
     # else the first trainer's precision would bind all later ones of this Python session
     AcceleratorState._reset_state()
-    if args.report_to not in ("none", *map(str, get_available_trackers())):
+    available = list(map(str, get_available_trackers()))
+    if "all" in args.report_to:
+        args.report_to = available
+    if missing := [name for name in args.report_to if name not in available]:
         raise ValueError(
-            f"report_to={args.report_to!r}: there is no such tracker, or its package is not "
-            f"installed (pip install {args.report_to})."
+            f"report_to={missing[0]!r}: there is no such tracker, or its package is not "
+            f"installed (pip install {missing[0]})."
         )
+    if args.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
+    if args.log_level != "passive":
+        logging.set_verbosity(LOG_LEVELS[args.log_level])
     on_cpu = args.use_cpu or launch.wants_cpu() or not torch.accelerator.is_available()
     device = PartialState(cpu=on_cpu).device  # processes on CPUs find each other only if told
     asked = launch.precision()
@@ -41,7 +51,7 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             cpu=on_cpu,
-            log_with=None if args.report_to == "none" else args.report_to,
+            log_with=args.report_to or None,
             project_dir=args.output_dir or "runs",  # trackers want one; Reporter names the run's
             step_scheduler_with_optimizer=False,
             # else a number in the environment would divide every loss
@@ -89,10 +99,20 @@ def build_optimizer(
 
 
 def build_scheduler(config: SPOConfig, optimizer: torch.optim.Optimizer, total_updates: int):
-    """The schedule of its learning rate, advanced once per optimizer step."""
-    return get_scheduler(
-        config.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=config.warmup_updates(total_updates),
-        num_training_steps=total_updates,
-    )
+    """The schedule of its learning rate, advanced once per optimizer step.
+
+    Raises:
+        ValueError: `lr_scheduler_kwargs` do not fit it.
+    """
+    kind, given = config.lr_scheduler_type, config.lr_scheduler_kwargs
+    try:
+        return get_scheduler(
+            kind,
+            optimizer,
+            num_warmup_steps=config.warmup_updates(total_updates),
+            num_training_steps=total_updates,
+            scheduler_specific_kwargs=given,
+        )
+    except (TypeError, ValueError) as error:
+        reason = str(error).split("() ")[-1]
+        raise ValueError(f"lr_scheduler_kwargs={given} do not fit {kind!r}: {reason}.") from error

@@ -132,7 +132,8 @@ class Prompts:
             require_column(dataset, column)
         num_processes, process_index = processes.num_processes, processes.process_index
         size = args.rollout_batch_size(num_processes) // args.num_generations
-        batches = PromptBatches(len(dataset), size, args.seed, args.shuffle_dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches = PromptBatches(len(dataset), size, seed, args.shuffle_dataset)
         return cls(dataset, batches, args.num_generations, process_index, num_processes)
 
     def batch(self, step: int) -> PromptBatch:

@@ -7,18 +7,14 @@ and then trains on its own share of the rows.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
-from spo import evaluation
 from spo.advantages import assign_credit
 from spo.config import SPOConfig
-from spo.data import prepare_split
 from spo.errors import NonFiniteLossError
 from spo.generation.build import build_generator, sampling_params
 from spo.learner import build_learner
@@ -30,18 +26,18 @@ from spo.optimizers import make_accelerator
 from spo.prompts import Prompts
 from spo.rewards.build import build_rewards
 from spo.rollouts import Credit, Rollouts
-from spo.run import folder, saving
+from spo.run import folder
 from spo.run.identity import identity
-from spo.run.model_card import model_card
 from spo.run.reporter import PhaseTimer
 from spo.run.run import Run, guarded
+from spo.run.surface import TrainerSurface
 from spo.scoring import check_finite, check_scored, score
 from spo.segments import segment
 from spo.update import update
 from spo.values.build import CriticBuilder
 
 
-class SPOTrainer:
+class SPOTrainer(TrainerSurface):
     """Segment Policy Optimization, with the arguments a TRL user knows from GRPOTrainer.
 
     Args:
@@ -51,7 +47,8 @@ class SPOTrainer:
             of a built-in, "package.module:function", a sequence-classification model or its path.
         args: the configuration.
         train_dataset: column "prompt" as text or chat messages; all others go to the rewards.
-        eval_dataset: held-out prompts, evaluated before the first and after the last step.
+        eval_dataset: held-out prompts, or a dict of such data sets by name, evaluated before the
+            first and after the last step.
         processing_class: the tokenizer; None: the model's own.
         reward_processing_classes: tokenizers of reward models, in the order of reward_funcs.
         callbacks: Transformers' TrainerCallbacks.
@@ -70,7 +67,7 @@ class SPOTrainer:
 
     def __init__(
         self,
-        model: str | PreTrainedModel | Any,
+        model: str | os.PathLike | PreTrainedModel | Any,
         reward_funcs: Any,
         args: SPOConfig | None = None,
         train_dataset: Any = None,
@@ -87,6 +84,7 @@ class SPOTrainer:
         self.args = args = args or SPOConfig()
         self.accelerator = accelerator = make_accelerator(args)
         set_seed(args.seed)
+        model, value_model = as_path(model), as_path(value_model)
         value_model = args.value_model_path if value_model is None else value_model
         value_model = value_model if args.use_value_network else None
         args.check_batches(accelerator.num_processes, args.wants_critic(value_model is not None))
@@ -94,7 +92,7 @@ class SPOTrainer:
         self.train_dataset = self._prepare(train_dataset, "train_dataset")
         self.eval_dataset = None
         if eval_dataset is not None:
-            self.eval_dataset = self._prepare(eval_dataset, "eval_dataset")
+            self.eval_dataset = self._prepare_evaluation(eval_dataset)
         self.reward_functions = build_rewards(
             reward_funcs, reward_processing_classes, args, accelerator.device
         )
@@ -116,29 +114,31 @@ class SPOTrainer:
 
     def _begin_run(self, callbacks: Sequence[Any], networks: tuple, updates: int) -> None:
         """Everything around the algorithm; what can be tried before the first step is."""
-        for dataset in filter(None, (self.train_dataset, self.eval_dataset)):
+        held_out = self.eval_dataset
+        held_out = [*held_out.values()] if isinstance(held_out, dict) else [held_out]
+        for dataset in filter(None, (self.train_dataset, *held_out)):
             check_lengths(self.model.config, dataset["prompt_ids"], self.args.max_completion_length)
         self.timer = PhaseTimer(self.accelerator.device)
         self.run = Run(self.args, self.accelerator, self.output_dir, self.max_steps)
         handed = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
         handed |= {"model": self.model, "processing_class": self.processing_class}
         self.run.listen(callbacks, **handed)
-        self.state, self.control = self.run.state, self.run.control
         self.run_details = {"base_model": self.model.config._name_or_path}
         self.run.identity = identity(self.prompts, updates, networks, self.reward_functions)
         self.run.prepare_saving(self._saved())
+        self.run.callbacks.call("on_init_end")
 
     # --- the loop ----------------------------------------------------------------------------
 
     @guarded
-    def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, float]:
-        """Train until `max_steps`, save the model, and return the last metrics.
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> TrainOutput:
+        """Train until `max_steps`, save the model, and return (global_step, training_loss,
+        metrics): the last step's, and means of the run under "mean/<name>".
 
         `resume_from_checkpoint`: "latest" (or True), "auto" or a checkpoint folder; None: as `args`
         says. A signal ends it after the step, with a checkpoint, by SystemExit(128 + number).
         """
         args, timer = self.args, self.timer
-        metrics: dict[str, float] = {}
         for step in self._steps(resume_from_checkpoint):
             with timer("generate"):
                 self.generator.load(self.policy)
@@ -164,8 +164,7 @@ class SPOTrainer:
                 raise self.run.explain(error, rollouts, credit) from error
             metrics = rollout_metrics(rollouts, credit, args) | value_metrics | metrics
             self.finish_step(step, rollouts, credit, settings, metrics)
-        self.run.end(self._trained(), self._saved())
-        return metrics
+        return self._finish()
 
     def finish_step(
         self,
@@ -181,79 +180,25 @@ class SPOTrainer:
         self.run.log_step(step, self.prompts.batches.epoch(step), metrics)
         self.run.reporter.show_completions(step, rollouts, credit)
         self.run.save_rollouts(rollouts, credit, settings)
-        if self.run.wants_evaluation(step) and self.eval_dataset is not None:
-            self.evaluate()
-        if self.run.wants_checkpoint(step):
-            self.save_checkpoint(step)
+        self._evaluate_and_save(step)
+        if self.run.ends_epoch():
+            self._evaluate_and_save(step, epoch_ended=True)
         self.run.stop_if_asked(self._trained())
 
-    # --- evaluation, saving ------------------------------------------------------------------
-
-    def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
-        """Mean rewards on held-out prompts, one completion each at `eval_temperature`."""
-        dataset, policy = self.eval_dataset, self.policy  # its rollouts are saved
-        if eval_dataset is not None:
-            dataset, policy = self._prepare(eval_dataset, "eval_dataset"), None
-        if dataset is None:
-            raise ValueError("There is no eval_dataset to evaluate on.")
-        self.generator.load(self.policy)
-        params = replace(self.sampling_params, temperature=self.args.eval_temperature)
-        judges = (self.reward_functions, self.processing_class, self.args, policy, self.state)
-        metrics, saved = evaluation.evaluate(dataset, self.generator, params, *judges)
-        self.run.log_evaluation(metrics, saved)
-        return metrics
-
-    def save_checkpoint(self, step: int) -> Path:
-        """Everything `train(resume_from_checkpoint=...)` needs to continue exactly."""
-        return self.run.save_checkpoint(step, self._trained())
-
-    def save_model(self, output_dir: str | os.PathLike | None = None) -> Path:
-        """Policy (adapter or full), critic, tokenizer, configuration and model card."""
-        return self.run.save_model(Path(output_dir or self.output_dir), self._saved())
-
-    def push_to_hub(self, commit_message: str = "Upload SPO model", **kwargs: Any) -> str | None:
-        """Upload what `save_model` saved; returns the commit's address on the main process."""
-        return self.run.push_to_hub(commit_message, **kwargs)
-
-    def _steps(self, resume_from_checkpoint: str | bool | None) -> Iterator[int]:
+    def _steps(self, resume_from_checkpoint: Any) -> Iterator[int]:
         """The numbers of the steps still to do."""
         start = self.run.begin(resume_from_checkpoint, self._trained())
-        self.any_scored = start > 0
-        if self.eval_dataset is not None and not start:
+        self.any_scored, self.state.epoch = start > 0, self.prompts.batches.epoch(start)
+        at_start = self.args.eval_on_start and self.args.eval_strategy != "no"
+        if self.eval_dataset is not None and at_start and not start:
             self.evaluate()
         for step in range(start + 1, self.max_steps + 1):
+            self.run.begin_step()
             yield step
             if self.control.should_training_stop:
                 return
 
-    def _prepare(self, dataset: Any, name: str) -> Any:
-        say = self.accelerator.print
-        return prepare_split(dataset, name, self.processing_class, self.args, say)
 
-    def _trained(self) -> dict[str, Tensor]:
-        """Every tensor that training changes, by network and position."""
-        weights = enumerate(self.policy.trainable)
-        return {f"policy.{i}": w.detach() for i, w in weights} | self.critic.state()
-
-    def _saved(self) -> saving.Trained:
-        """What the saved model is made of."""
-        details = self.run_details | {"critic": self.critic.description}
-        step, evaluations = self.state.global_step, self.run.reporter.evaluations
-        card = model_card(self.run.name, step, details, evaluations, self.args)
-        return saving.Trained(self.policy, self.critic, self.processing_class, self.args, card)
-
-    # --- what TRL's users touch --------------------------------------------------------------
-
-    @property
-    def model(self) -> PreTrainedModel | Any:
-        """The policy as Transformers or PEFT know it."""
-        return self.policy.model
-
-    @property
-    def optimizer(self) -> Any:
-        """The policy's; the critic has its own."""
-        return self.policy_learner.optimizer
-
-    @property
-    def lr_scheduler(self) -> Any:
-        return self.policy_learner.scheduler
+def as_path(model: Any) -> Any:
+    """A path as text; all else as it is."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model

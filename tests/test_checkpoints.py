@@ -226,7 +226,7 @@ def test_checkpoints_by_time_need_not_be_asked_for_and_the_newest_two_stay(tmp_p
 
 def test_a_default_run_loses_at_most_fifteen_minutes(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("spo.run.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("spo.run.pace.time.monotonic", lambda: now[0])
 
     def eight_minutes(completions, **columns):
         now[0] += 480

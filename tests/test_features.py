@@ -101,7 +101,7 @@ def test_alone_it_trains_as_beside_a_network_that_says_nothing(tmp_path):
     beside = make_trainer(
         tmp_path / "beside", value_model="policy", value_learning_rate=0.0, **settings
     )
-    metrics = alone.train()
+    metrics = alone.train().metrics
     beside.train()
     assert alone.critic.network is None
     assert "spo/value_loss" not in metrics

@@ -36,7 +36,9 @@ def test_auto_starts_again_after_a_start_that_came_to_no_checkpoint(whole, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer_of(run, save_steps=0, callbacks=[Do(fails)], resume_from_checkpoint="auto").train()
+        trainer_of(
+            run, save_steps=0, callbacks=[Do(fails, "on_log")], resume_from_checkpoint="auto"
+        ).train()
     first = (run / "metrics.jsonl").read_text()
     assert_goes_on_exactly(run, whole, "auto")
     assert (run / "metrics.jsonl.old-1").read_text() == first

@@ -381,10 +381,10 @@ def test_callbacks_are_called_and_listened_to(tmp_path):
             self.events.append(("begin", state.global_step, state.max_steps))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            self.events.append(("log", logs["reward"]))
+            self.events.append(("log", logs.get("reward")))
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-            self.events.append(("evaluate", metrics["eval/reward"]))
+            self.events.append(("evaluate", metrics["eval_reward"]))
 
         def on_step_end(self, args, state, control, model=None, **kwargs):
             self.events.append(("step", state.global_step, state.epoch))
@@ -408,13 +408,16 @@ def test_callbacks_are_called_and_listened_to(tmp_path):
     evaluation, rewards = lines[0]["eval/reward"], [line["reward"] for line in lines[1:-1]]
     assert recorder.events == [
         ("begin", 0, 5),
+        ("log", None),  # of the evaluation
         ("evaluate", evaluation),
-        ("log", pytest.approx(rewards[0])),
         ("step", 1, 0.25),
+        ("log", pytest.approx(rewards[0])),
         ("save", 1),
-        ("log", pytest.approx(rewards[1])),
         ("step", 2, 0.5),
+        ("log", pytest.approx(rewards[1])),
+        ("log", None),
         ("evaluate", lines[-1]["eval/reward"]),  # stopped early: this step was the last
+        ("log", None),  # how long it took
         ("end", 2),
     ]
     assert (run / "checkpoint-000001").exists()

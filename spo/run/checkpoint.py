@@ -43,6 +43,10 @@ def numbered(output_dir: Path) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda pair: pair[0])
 
 
+def path_of(output_dir: Path, step: int) -> Path:
+    return output_dir / f"checkpoint-{step:06d}"
+
+
 def read_state(checkpoint: Path) -> dict[str, Any] | None:
     """The state file, None where it is no whole one of SPO."""
     try:
@@ -183,14 +187,16 @@ def save_checkpoint(
     weights: dict[str, torch.Tensor],
     state: dict[str, Any],
     save_total_limit: int | None = None,
+    best_step: int | None = None,
 ) -> Path:
     """Write `weights` (everything that training changes), optimizers, schedules, random states and
-    `state`, which holds step, run_id and whether the checkpoint was asked for.
+    `state`, which holds step, run_id and whether the checkpoint was asked for. The checkpoint of
+    `best_step` stays, however old.
 
     Raises:
         SaveError: on every process, if one could not write its part.
     """
-    final = output_dir / f"checkpoint-{state['step']:06d}"
+    final = path_of(output_dir, state["step"])
     temporary = output_dir / f".{final.name}.tmp"
     weights = whole_on_main(weights)
     trouble = _room_for(accelerator, output_dir, weights) if accelerator.is_main_process else None
@@ -208,7 +214,7 @@ def save_checkpoint(
     if not _any_trouble(accelerator, trouble) and accelerator.is_main_process:
         try:
             _publish(temporary, final, state)
-            delete_old(output_dir, state["run_id"], save_total_limit)
+            delete_old(output_dir, state["run_id"], save_total_limit, best_step)
         except OSError as error:
             trouble = _no_checkpoint(final, error)
     if trouble is not None and accelerator.is_main_process:
@@ -312,13 +318,20 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def delete_old(output_dir: Path, run_id: str, save_total_limit: int | None) -> None:
-    """Keep the newest; those that nobody asked for make room for newer ones of their kind."""
+def delete_old(
+    output_dir: Path, run_id: str, save_total_limit: int | None, best_step: int | None = None
+) -> None:
+    """Keep the newest and the best; those that nobody asked for make room for newer ones of their
+    kind."""
     ours = checkpoints_in(output_dir, run_id)
+    best = path_of(output_dir, best_step) if best_step else None
+    others = [path for path in ours if path != best]
     if save_total_limit is not None:
-        old = ours[:-save_total_limit]
+        kept = save_total_limit - (best in ours)
+        kept = max(kept, 1) if ours and ours[-1] != best else kept
+        old = others[: max(len(others) - kept, 0)]
     else:
-        unasked = [path for path in ours if not read_state(path)["asked"]]
+        unasked = [path for path in others if not read_state(path)["asked"]]
         old = unasked[:-KEPT_UNASKED]
     if old and damage(ours[-1]) is None:  # read back before another one is given up
         for path in old:
@@ -336,14 +349,7 @@ def restore_checkpoint(
     With `retune` learning rates, decay and the like are those of the present settings, at the
     place in the schedule where the checkpoint stands.
     """
-    saved = load_file(path / WEIGHTS_FILE)
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in weights.items()}:
-        raise RunFolderError(
-            f"{path} was written by a run with other models or adapters than this one, or another "
-            "critic; resume with the flags of that run."
-        )
-    for name, tensor in weights.items():
-        write(tensor, saved[name])
+    load_weights(path, weights)
     present = [[_settings(group) for group in groups] for groups in _groups(accelerator)]
     bases = [list(scheduler.scheduler.base_lrs) for scheduler in accelerator._schedulers]
     accelerator.load_state(str(path), map_location="cpu")
@@ -360,6 +366,22 @@ def restore_checkpoint(
             now = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
             for group, rate in zip(scheduler.optimizer.param_groups, now, strict=True):
                 group["lr"] = rate
+
+
+def load_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write those of a checkpoint into `weights`.
+
+    Raises:
+        RunFolderError: they are of other shapes.
+    """
+    saved = load_file(path / WEIGHTS_FILE)
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in weights.items()}:
+        raise RunFolderError(
+            f"{path} was written by a run with other models or adapters than this one, or another "
+            "critic; resume with the flags of that run."
+        )
+    for name, tensor in weights.items():
+        write(tensor, saved[name])
 
 
 def _groups(accelerator: Accelerator) -> Iterator[list[dict[str, Any]]]:

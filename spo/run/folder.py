@@ -196,6 +196,11 @@ def write_run(output_dir: Path, **changed: Any) -> None:
     replace_text(output_dir / RUN_FILE, json.dumps(read_run(output_dir) | changed, indent=2))
 
 
+def note_files(output_dir: Path, names: list[str]) -> None:
+    """Files of this run's own, which overwriting it deletes."""
+    write_run(output_dir, files=sorted({*names, *read_run(output_dir).get("files", [])}))
+
+
 def write_config(output_dir: Path, args: SPOConfig) -> None:
     """The resolved configuration, beside what it makes."""
     replace_text(output_dir / CONFIG_FILE, args.to_json_string() + "\n")

@@ -12,12 +12,13 @@ from spo.rewards.calling import RewardFunction
 COSMETIC = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
 """Settings that may differ without a word."""
 
-FIXED = ("seed", "shuffle_dataset", "optim", "fp16")
+FIXED = ("seed", "data_seed", "shuffle_dataset", "optim", "fp16")
 """Settings that cannot be honoured half-way: the place in the data and the moments of the optimizer
 are theirs."""
 
 OF_OPTIMIZERS = (
-    *("learning_rate", "value_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    *("learning_rate", "value_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "updates", "max_steps", "num_train_epochs"),
 )
 """Settings of which a checkpoint holds the old values."""

@@ -8,6 +8,7 @@ import yaml
 import spo
 from spo.config import SPOConfig
 
+TAGS = ("spo", "reinforcement-learning", "text-generation")
 CITATIONS = """\
 | Idea | Source |
 |---|---|
@@ -31,13 +32,17 @@ def model_card(
     Args:
         name: of the run.
         steps: that it was trained for.
-        details: one line each under the title; "base_model" also goes into the front matter.
+        details: one line each under the title; "base_model" also goes into the front matter, and
+            "tags" only there; "title" stands for the name.
         evaluations: (step, metrics) in order.
     """
+    details = dict(details)
+    name, more = details.pop("title", name), details.pop("tags", ())
+    tags = [*TAGS, *([more] if isinstance(more, str) else more)]
     lines = [
         "---",
         "library_name: transformers",
-        "tags: [spo, reinforcement-learning, text-generation]",
+        f"tags: [{', '.join(dict.fromkeys(tags))}]",
         *_base_model(details["base_model"]),
         "---",
         "",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -30,13 +31,15 @@ class Reporter:
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self.bar: tqdm | None = None
         self.show_bar = self.is_main and not args.disable_tqdm and sys.stderr.isatty()
-        self.tracking = args.report_to != "none"
+        self.tracking = bool(args.report_to)
         self.output_dir = output_dir
 
-    def begin(self, step: int, resumed: bool) -> None:
-        """Open the bar and the trackers; on resuming, forget metrics after the checkpoint."""
+    def begin(self, step: int, resumed: bool) -> list[dict[str, Any]]:
+        """Open the bar and the trackers; on resuming, forget metrics after the checkpoint, and
+        return those before it."""
+        history: list[dict[str, Any]] = []
         if self.is_main and resumed and self.path.exists():
-            self._forget_after(step)
+            history = self._forget_after(step)
         if self.tracking:
             flat = {
                 k: v for k, v in self.args.to_dict().items() if isinstance(v, int | float | str)
@@ -48,9 +51,13 @@ class Reporter:
             self.bar = tqdm(
                 total=self.max_steps, initial=step, bar_format=BAR_FORMAT, dynamic_ncols=True
             )
+        return history
 
-    def _forget_after(self, step: int) -> None:
-        """Drop metrics of later steps, and what is none: a line that a kill cut off, for one."""
+    def _forget_after(self, step: int) -> list[dict[str, Any]]:
+        """Drop metrics of later steps, and what is none: a line that a kill cut off, for one.
+
+        Returns what stays, by the names of Transformers' history.
+        """
         lines = self.path.read_text(errors="replace").splitlines(keepends=True)
         parsed = [_parsed(line) for line in lines]
         if bad := [line for line, entry in zip(lines, parsed, strict=True) if entry is None]:
@@ -61,19 +68,25 @@ class Reporter:
             if entry is not None and entry["step"] <= step
         ]
         replace_text(self.path, "".join(line for line, _ in kept))
-        self._restore_evaluations([entry for _, entry in kept])
+        for _, entry in kept:
+            metrics = {name: value for name, value in entry.items() if name != "step"}
+            if metrics and all(name.startswith("eval/") for name in metrics):
+                self._remember(entry["step"], metrics)
+        return [{underscored(name): v for name, v in entry.items()} for _, entry in kept]
 
-    def _restore_evaluations(self, lines: list[dict[str, Any]]) -> None:
-        """What was evaluated before the checkpoint, for the report and the model card."""
-        for line in lines:
-            step = line.pop("step")
-            if line and all(name.startswith("eval/") for name in line):
-                self.evaluations.append((step, line))
+    def _remember(self, step: int, metrics: dict[str, float]) -> None:
+        """For the report and the model card; several data sets make one line there."""
+        if self.evaluations and self.evaluations[-1][0] == step:
+            before = self.evaluations[-1][1]
+            if not before.keys() & metrics.keys():
+                self.evaluations[-1] = (step, before | metrics)
+                return
+        self.evaluations.append((step, metrics))
 
-    def log_step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, the trackers, and the bar."""
-        if step % self.args.logging_steps == 0 or step == self.max_steps:
-            self._write(step, {"epoch": round(epoch, 4)} | metrics)
+    def log_step(self, step: int, epoch: float, metrics: dict[str, float], due: bool) -> None:
+        """The bar, and where it is due a line of metrics.jsonl and the trackers."""
+        if due:
+            self.write(step, {"epoch": round(epoch, 4)} | metrics)
             if self.is_main and not self.show_bar:
                 print(f"{step}/{self.max_steps} {summary(metrics)}", flush=True)
         if self.bar is not None:
@@ -81,9 +94,10 @@ class Reporter:
             self.bar.update(1)
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
-        """A line of its own, and the trackers."""
-        self.evaluations.append((step, metrics))
-        self._write(step, metrics)
+        """A line of its own, and the trackers; "eval_reward" is "eval/reward" there."""
+        metrics = {slashed(name): value for name, value in metrics.items()}
+        self._remember(step, metrics)
+        self.write(step, metrics)
         of_functions = [name for name in metrics if name.startswith("eval/rewards/")]
         hidden = of_functions if len(of_functions) == 1 else []  # it is the reward itself
         shown = {
@@ -94,11 +108,12 @@ class Reporter:
         found = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
         self.print(f"step {step} held-out: {found}")
 
-    def _write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """To metrics.jsonl and the trackers."""
         if self.tracking:
             self.accelerator.log(metrics, step=step)
         if self.is_main:
-            clean = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            clean = {name: _as_json(value) for name, value in metrics.items()}
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step} | clean) + "\n")
 
@@ -136,6 +151,27 @@ class Reporter:
             self.bar.close()
         for tracker in self.accelerator.trackers if self.tracking else ():
             tracker.finish()  # end_training would part the processes before the model is saved
+
+
+def slashed(name: str) -> str:
+    """
+    >>> slashed("eval_math_reward")
+    'eval/math_reward'
+    """
+    return re.sub("^(eval|test)_", r"\1/", name)
+
+
+def underscored(name: str) -> str:
+    """The other way round: what Transformers calls it."""
+    return re.sub("^(eval|test)/", r"\1_", name)
+
+
+def _as_json(value: Any) -> Any:
+    """None where it is not finite; a number of NumPy or PyTorch is one."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -191,11 +227,13 @@ def closing_words(
     lines = [""]
     if len(evaluations) > 1:
         (first, before), (last, after) = evaluations[0], evaluations[-1]
-        name = "eval/accuracy" if "eval/accuracy" in after else "eval/reward"
-        lines += [
-            f"held-out {name.removeprefix('eval/')}: {before[name]:.3f} before, {after[name]:.3f} "
-            f"after (steps {first} and {last})"
-        ]
+        both = before.keys() & after.keys()
+        found = [name for name in after if name in both and name.endswith("accuracy")]
+        for name in found or [name for name in after if name in both and name.endswith("reward")]:
+            lines += [
+                f"held-out {name.removeprefix('eval/')}: {before[name]:.3f} before, "
+                f"{after[name]:.3f} after (steps {first} and {last})"
+            ]
     lines += [f"model     {run}"]
     lines += [f"critic    {run / 'critic'}"] if has_critic_network else []
     lines += [f"metrics   {run / 'metrics.jsonl'}", f"rollouts  {run / 'rollouts'}"]

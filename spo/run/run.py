@@ -1,13 +1,13 @@
 """One run: its folder, its callbacks, its reports, its checkpoints, its end.
 
-begin -> (log_step, save_rollouts, save_checkpoint, stop_if_asked) of every step -> end
+begin -> (begin_step, log_step, save_rollouts, save_checkpoint, stop_if_asked) of every step -> end
 """
 
 import contextlib
 import functools
+import math
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +17,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from spo.config import SPOConfig
 from spo.errors import EngineError, NonFiniteLossError, RunFolderError, SaveError
 from spo.rewards.calling import RewardError
 from spo.rollouts import Credit, Rollouts, save_rollouts
-from spo.run import checkpoint, folder, identity, index, saving
+from spo.run import best, checkpoint, folder, identity, index, saving
 from spo.run.callbacks import Callbacks
+from spo.run.pace import Pace, is_due
 from spo.run.reporter import Reporter
-from spo.run.signals import Signals, agree
+from spo.run.summary import Summary
 
 
 def guarded(train: Callable) -> Callable:
@@ -59,21 +61,23 @@ class Run:
         self.name, self.max_steps = args.run_name or output_dir.name, max_steps
         self.run_id = broadcast_object_list([folder.read_run(output_dir).get("run_id")])[0]
         self.state = TrainerState(
-            max_steps=max_steps, is_world_process_zero=accelerator.is_main_process
+            max_steps=max_steps,
+            num_train_epochs=math.ceil(args.num_train_epochs),
+            train_batch_size=args.per_device_train_batch_size,
+            is_local_process_zero=accelerator.is_local_main_process,
+            is_world_process_zero=accelerator.is_main_process,
         )
         self.reporter = Reporter(args, accelerator, output_dir, max_steps)
-        self.signals = Signals()
+        self.pace = Pace(args, accelerator, self.state)
+        self.control, self.signals = self.pace.control, self.pace.signals
         self.identity: dict[str, Any] = {}
         self.repo_id: str | None = None
         self.trouble: str | None = None
-        self.asked_to_save = True
-        self.stop_signal = 0
-        self.last_saved, self.saved_step = time.monotonic(), 0
 
     def listen(self, callbacks: Sequence[Any], **handed: Any) -> None:
         """Tell these callbacks what happens, with `handed` by keyword at every event."""
-        self.callbacks = Callbacks(callbacks, self.args, self.state, handed)
-        self.control = self.callbacks.control
+        self.callbacks = Callbacks(callbacks, self.args, self.state, self.control, handed)
+        self.callbacks.watch(handed["optimizer"])
 
     def begin(self, resume_from_checkpoint: str | bool | None, weights: dict[str, Any]) -> int:
         """Restore a checkpoint into `weights`, if asked for; returns the steps already done."""
@@ -88,12 +92,20 @@ class Run:
             folder.refuse_another_run(self.output_dir)
         path = self._on_main(lambda: self._checkpoint_to_resume(resume)) if resume else None
         start = self._restore(path, weights) if path is not None else 0
-        self.state.global_step, self.control.should_training_stop = start, False
-        self.last_saved, self.saved_step = time.monotonic(), start
+        self.state.global_step = start
+        self.pace.begin(start)
         self._on_main(lambda: self._clear_folder(anew=bool(resume) and path is None))
-        self.reporter.begin(start, resumed=path is not None)
+        self.state.log_history = self.reporter.begin(start, resumed=path is not None)
+        self.summary = Summary()
         self.callbacks.call("on_train_begin")
         return start
+
+    def begin_step(self) -> None:
+        """Of the loop, and of an epoch where the one before has ended."""
+        if self.pace.epoch_over:
+            self.callbacks.call("on_epoch_begin")
+        self.pace.begin_step()
+        self.callbacks.call("on_step_begin")
 
     def _checkpoint_to_resume(self, resume: str | bool) -> Path | None:
         output_dir, run_id = self.output_dir, self.run_id
@@ -118,6 +130,7 @@ class Run:
                 "with those it was written with, or start a new run from its model."
             )
         checkpoint.restore_checkpoint(self.accelerator, path, weights, retune)
+        best.remember(self.state, *saved.get("best", (None, None)), path.parent)
         if honoured:
             self.reporter.print(f"From step {saved['step']} on: {'; '.join(honoured)}.")
         return saved["step"]
@@ -126,7 +139,8 @@ class Run:
         if anew:
             folder.begin_anew(self.output_dir)
         folder.remove_unfinished(self.output_dir)
-        checkpoint.delete_old(self.output_dir, self.run_id, self.args.save_total_limit)
+        limit, best_step = self.args.save_total_limit, self.state.best_global_step
+        checkpoint.delete_old(self.output_dir, self.run_id, limit, best_step)
         folder.write_config(self.output_dir, self.args)
         folder.write_run(self.output_dir, finished=False)
 
@@ -166,14 +180,27 @@ class Run:
             self.trouble = f"{what} could not be written: {error.strerror or error}"
 
     def log_step(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        """Metrics of a finished step, to everybody who listens."""
-        self.state.global_step, self.state.epoch = step, epoch
-        with self._writing("metrics"):
-            self.reporter.log_step(step, epoch, metrics)
-        if is_due(step, self.args.logging_steps) or step == self.max_steps:
-            self.state.log_history.append({"step": step, "epoch": epoch} | metrics)
-            self.callbacks.call("on_log", logs=metrics)
+        """A step is finished: its metrics to everybody who listens, where they are due."""
+        self.pace.finish_step(step, epoch)
+        self.summary.add(metrics)
         self.callbacks.call("on_step_end")
+        due = self.pace.wants_log(step)
+        with self._writing("metrics"):
+            self.reporter.log_step(step, epoch, metrics, due)
+        if due:
+            self._tell(metrics)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """What somebody else has to say about this step."""
+        with self._writing("metrics"):
+            self.reporter.write(self.state.global_step, metrics)
+        self._tell(metrics)
+
+    def _tell(self, metrics: dict[str, Any]) -> None:
+        """The history and the callbacks."""
+        now = {"step": self.state.global_step, "epoch": self.state.epoch}
+        self.state.log_history.append(now | metrics)
+        self.callbacks.call("on_log", logs=metrics)
 
     def log_evaluation(
         self, metrics: dict[str, float], saved: tuple[Rollouts, Credit] | None = None
@@ -187,8 +214,12 @@ class Run:
             # without values lambda decides nothing, and "auto" is no number
             settings = replace(self.args, lam=1.0) if self.args.lam == "auto" else self.args
             self._write_rollouts(replace(rollouts, step=step), credit, settings, evaluation=True)
-        self.state.log_history.append({"step": self.state.global_step} | metrics)
+        self._tell(metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
+
+    def note_best(self, metrics: dict[str, float]) -> None:
+        """Whether this evaluation of the loop is the best so far."""
+        self.pace.new_best = best.note_best(self.state, metrics, self.args)
 
     def save_rollouts(self, rollouts: Rollouts, credit: Credit, settings: SPOConfig) -> None:
         """The Parquet file of a step, every `save_rollouts_steps`; `settings`: of its credit."""
@@ -211,15 +242,17 @@ class Run:
             "step": step,
             "world_size": self.accelerator.num_processes,
             "run_id": self.run_id,
-            "asked": self.asked_to_save,
+            "asked": self.pace.asked_to_save,
             "config": self.args.to_dict(),
             "identity": self.identity,
+            "best": [self.state.best_metric, self.state.best_global_step],
         }
-        self.asked_to_save = True  # by a caller, unless the loop says otherwise
+        self.pace.asked_to_save = True  # by a caller, unless the loop says otherwise
         try:
             checkpoint.check_finite(self.accelerator, weights)
+            limits = (self.args.save_total_limit, self.state.best_global_step)
             path = checkpoint.save_checkpoint(
-                self.accelerator, self.output_dir, weights, state, self.args.save_total_limit
+                self.accelerator, self.output_dir, weights, state, *limits
             )
         except NonFiniteLossError as error:
             raise NonFiniteLossError(
@@ -228,7 +261,9 @@ class Run:
             ) from error
         except SaveError as error:
             raise SaveError(f"Step {step}: {error}; {self._advice(weights)}") from error
-        self.last_saved, self.saved_step = time.monotonic(), step
+        self.pace.saved(step)
+        if self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(path)
         self.callbacks.call("on_save")
         return path
 
@@ -236,8 +271,8 @@ class Run:
         """Where a reward function or an engine ends the run: the steps it had done. With several
         processes the others are waiting elsewhere, and the last checkpoint has to do."""
         step = self.state.global_step
-        if step > self.saved_step and self.accelerator.num_processes == 1:
-            self.asked_to_save = False
+        if step > self.pace.saved_step and self.accelerator.num_processes == 1:
+            self.pace.asked_to_save = False
             self.reporter.print(f"Step {step} is saved in {self.save_checkpoint(step, weights)}.")
 
     def _safe(self) -> str:
@@ -256,27 +291,17 @@ class Run:
             "make room or make it writable, and go on with --resume_from_checkpoint latest."
         )
 
-    def wants_evaluation(self, step: int) -> bool:
-        """After the last step, every `eval_steps`, and where a callback asks for it."""
-        control = self.control
-        wishes = [control.should_evaluate, control.should_training_stop]
-        asked, stop = agree(self.accelerator, wishes)
-        control.should_evaluate, control.should_training_stop = False, bool(stop)
-        return bool(asked or stop) or step == self.max_steps or is_due(step, self.args.eval_steps)
-
-    def wants_checkpoint(self, step: int) -> bool:
-        """Every `save_steps` and `save_minutes`, where a callback asks for it, and before an early
-        end; all processes find the same."""
-        control, minutes = self.control, self.args.save_minutes
+    def wants_checkpoint(self, step: int, epoch_ended: bool = False) -> bool:
+        """As the run's pace says, and where its folder is gone."""
         if self.accelerator.is_main_process and not folder.read_run(self.output_dir):
             self.trouble = f"{self.output_dir} was moved or deleted"
-        due = minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes
-        wishes = [control.should_save, due and step < self.max_steps, self.signals.number or 0]
-        wishes += [self.trouble is not None, control.should_training_stop]
-        asked, due, self.stop_signal, trouble, stop = agree(self.accelerator, wishes)
-        control.should_save, control.should_training_stop = False, bool(stop)
-        self.asked_to_save = bool(asked) or is_due(step, self.args.save_steps)
-        return self.asked_to_save or bool(due or self.stop_signal or trouble)
+        return self.pace.wants_checkpoint(step, self.trouble is not None, epoch_ended)
+
+    def ends_epoch(self) -> bool:
+        """Whether an epoch is over behind this step; callbacks are told."""
+        if ended := self.pace.ends_epoch():
+            self.callbacks.call("on_epoch_end")
+        return ended
 
     def stop_if_asked(self, weights: dict[str, torch.Tensor]) -> None:
         """End here, with what is needed to go on, at a signal or where something is not written.
@@ -291,8 +316,8 @@ class Run:
             raise SaveError(
                 f"Step {self.state.global_step}: {error}; {self._advice(weights)}"
             ) from None
-        if self.stop_signal:
-            number, step = self.stop_signal, self.state.global_step
+        if self.pace.stop_signal:
+            number, step = self.pace.stop_signal, self.state.global_step
             self.reporter.print(
                 f"{signal.Signals(number).name}: step {step} is finished and saved in "
                 f"{self.output_dir / f'checkpoint-{step:06d}'}; go on with "
@@ -327,19 +352,27 @@ class Run:
         checkpoint.together(self.accelerator, trouble)
         return path
 
-    def push_to_hub(self, commit_message: str, **kwargs: Any) -> str | None:
+    def push_to_hub(self, commit_message: str, more: dict[str, Any] | None = None) -> str | None:
         """Upload what was saved; the commit's address on the main process."""
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return None
         self.repo_id = self.repo_id or saving.create_repo(self.output_dir, self.args)
-        return saving.upload(self.output_dir, self.repo_id, commit_message, **kwargs)
+        self.callbacks.call("on_push_begin")
+        return saving.upload(self.output_dir, self.repo_id, commit_message, more or {})
 
-    def end(self, weights: dict[str, torch.Tensor], trained: saving.Trained) -> None:
+    def end(
+        self, weights: dict[str, torch.Tensor], trained: Callable[[], saving.Trained]
+    ) -> TrainOutput:
         """Save and upload; weights that cannot be saved as a model are kept in a checkpoint."""
+        size = self.args.rollout_batch_size(self.accelerator.num_processes)
+        output = self.summary.output(self.state.global_step, size)
+        self._tell({k: v for k, v in output.metrics.items() if k.startswith("train_")})
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self.reporter.print(best.load_best(self.state, weights))
         self.reporter.end()
         try:
-            self.save_model(self.output_dir, trained)
+            self.save_model(self.output_dir, trained())
         except SaveError as error:
             path = self.save_checkpoint(self.state.global_step, weights)
             raise SaveError(f"{error}; nothing is lost, its weights are in {path}.") from error
@@ -348,6 +381,7 @@ class Run:
         if self.args.push_to_hub:
             self._push_at_the_end()
         self.callbacks.call("on_train_end")
+        return output
 
     def _push_at_the_end(self) -> None:
         try:
@@ -372,8 +406,3 @@ class Run:
             f"and {self._safe()}. Lower the learning rate.",
             error.rows,
         )
-
-
-def is_due(step: int, every: int) -> bool:
-    """Every so many steps; 0: never."""
-    return every > 0 and step % every == 0

@@ -216,8 +216,11 @@ def create_repo(output_dir: Path, args: SPOConfig) -> str:
     return repo.repo_id
 
 
-def upload(output_dir: Path, repo_id: str, commit_message: str, **kwargs: Any) -> str:
-    """Upload the saved model, the critic and the card; checkpoints and rollouts stay here."""
+def upload(output_dir: Path, repo_id: str, commit_message: str, more: dict[str, Any]) -> str:
+    """Upload the saved model, the critic and the card; checkpoints and rollouts stay here.
+
+    `more` are further arguments of `upload_folder`: token, revision, run_as_future.
+    """
     return HfApi().upload_folder(
         repo_id=repo_id,
         folder_path=output_dir,
@@ -226,5 +229,5 @@ def upload(output_dir: Path, repo_id: str, commit_message: str, **kwargs: Any) -
             *("checkpoint-*", ".checkpoint-*", "rollouts/*", "*.tmp"),
             *("spo_run.json", "metrics.jsonl.old-*", "non-finite-*", f"{folder.VLLM_FOLDER}/*"),
         ],
-        **kwargs,
+        **more,
     )
