@@ -8,6 +8,7 @@ Every field of SPOConfig and of the classes below is a flag; --help lists them.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import warnings
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> None:
         if script_args.estimate_memory:
             print(estimate(model_args, args).table())
             return
+        if parser.note and os.environ.get("RANK", "0") == "0":
+            print(parser.note)
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
@@ -117,6 +120,7 @@ def peft_config_of(model_args: ModelArguments):
         model_args.lora_alpha,
         model_args.lora_dropout,
         model_args.lora_target_modules,
+        modules_to_save=model_args.lora_modules_to_save,
         use_rslora=model_args.use_rslora,
         use_dora=model_args.use_dora,
     )
@@ -172,6 +176,11 @@ def as_prompts(dataset, script_args: ScriptArguments):
     if script_args.prompt_column != "prompt":
         require_column(dataset, script_args.prompt_column)
         dataset = dataset.rename_column(script_args.prompt_column, "prompt")
+    kind = getattr(dataset.features.get("prompt"), "dtype", "")
+    if kind.startswith(("int", "float")):  # what a CSV reader makes of "12"
+        from datasets import Value
+
+        dataset = dataset.cast_column("prompt", Value("string"))
     return as_chat(dataset, script_args.system_prompt) if script_args.system_prompt else dataset
 
 

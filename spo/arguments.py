@@ -42,6 +42,9 @@ class ModelArguments:
     lora_target_modules: list[str] | None = option(
         None, "Names of linear layers; None: all of them but the head.", LORA
     )
+    lora_modules_to_save: list[str] | None = option(
+        None, "Names of modules that are trained whole beside the adapter.", LORA
+    )
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r).", LORA)
     use_dora: bool = option(False, "Weight-decomposed LoRA.", LORA)
     load_in_8bit: bool = option(False, "Base weights in 8 bits (bitsandbytes).", QUANTISATION)

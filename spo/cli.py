@@ -6,7 +6,7 @@ command line wins, and all unknown names are one error that suggests the nearest
 
 import argparse
 import dataclasses
-import difflib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,35 +15,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 
 from spo import __version__
-from spo.launch import FSDP2_LINE
 from spo.options import alternatives
+from spo.trl import Translation, advice, is_known, our_value, translate
 
-MEANT = {
-    "model": "model_name_or_path",
-    "model_name": "model_name_or_path",
-    "critic": "value_model_path",
-    "value_model": "value_model_path",
-    "dataset": "dataset_name",
-    "data": "dataset_name",
-    "reward": "reward_funcs",
-    "rewards": "reward_funcs",
-    "lr": "learning_rate",
-    "batch_size": "per_device_train_batch_size",
-    "epochs": "num_train_epochs",
-    "steps": "max_steps",
-    "output": "output_dir",
-    "resume": "resume_from_checkpoint",
-    "lora": "use_peft",
-    "qlora": "load_in_4bit",
-    "lora_rank": "lora_r",
-    "kl_coef": "beta",
-    "clip_range": "epsilon",
-    "lambda": "lam",
-    "recipe": "config",
-}
-"""What other programs call a setting -> what it is called here."""
-LAUNCHER = ("deepspeed", "fsdp", "num_processes", "num_machines", "gpu_ids", "multi_gpu")
-"""Settings of `accelerate launch`, not of the script."""
 OWN_RECIPES = (Path(), Path("recipes"))
 """How a recipe that comes with SPO may be named."""
 
@@ -73,28 +47,41 @@ class Parser(argparse.ArgumentParser):
                     self.lists.add(field.name)
 
     def parse(self, argv: list[str], default_recipe: str | Path | None = None) -> tuple[Any, ...]:
-        """One instance per dataclass.
+        """One instance per dataclass; `self.note` says what was accepted without effect.
 
         `default_recipe` is read where neither --config nor --model_name_or_path is given.
         """
-        known, unknown = self.parse_known_args([self._underscores(word) for word in argv])
-        if unknown:
-            self._refuse("argument", [word for word in unknown if word.startswith("--")] or unknown)
+        argv, foreign = self._without_foreign([self._underscores(word) for word in argv])
+        known, unknown = self.parse_known_args(argv)
         given = {k: v for k, v in vars(known).items() if v is not None and k != "config"}
         for name in self.lists & given.keys():
             given[name] = [item for items in given[name] for item in items]
+        strangers = [word for word in unknown if word.startswith("--")] or unknown
+        line = translate(given | foreign, [*self.fields, "config"])
+        line.problems = {f"--{name}": what for name, what in line.problems.items()}
+        for word in strangers:
+            line.problems[word] = advice(_name_of(word), [*self.fields, "config"])
         recipe = known.config
         if recipe is None and "model_name_or_path" not in given:
             recipe = default_recipe
-        values = self.read_recipe(self._find(recipe, default_recipe)) | given if recipe else given
+        path = self._find(recipe, default_recipe) if recipe else None
+        of_recipe = self.read_recipe(path) if path else Translation()
+        problems = [f"unknown {_listed('argument', line.problems)}"] if line.problems else []
+        if of_recipe.problems:
+            problems.append(f"unknown {_listed('key', of_recipe.problems, f' in {path}')}")
+        if problems:
+            self.error(", and ".join(problems))
+        done = of_recipe | line
+        self.note = done.summary()
+        values = {name: self._in_a_list(name, value) for name, value in done.settings.items()}
         instances = []
         for cls in self.classes:
             names = [f.name for f in dataclasses.fields(cls)]
             instances.append(cls(**{name: values[name] for name in names if name in values}))
         return tuple(instances)
 
-    def read_recipe(self, path: str | Path) -> dict[str, Any]:
-        """The settings of a YAML file, every key checked; one value makes a list of one."""
+    def read_recipe(self, path: str | Path) -> Translation:
+        """The settings of a YAML file."""
         if not Path(path).is_file():
             self.error(f"recipe {path} does not exist")
         try:
@@ -103,20 +90,35 @@ class Parser(argparse.ArgumentParser):
             self.error(f"recipe {path} is not valid YAML: {error}")
         if not isinstance(values, dict):
             self.error(f"recipe {path} must be a mapping of flags to values")
-        if unknown := [key for key in values if key not in self.fields]:
-            self._refuse("key", unknown, f" in {path}")
-        for name in self.lists & values.keys():
-            if isinstance(values[name], str):
-                values[name] = _items(str)(values[name])
-            elif not isinstance(values[name], list | None):
-                values[name] = [values[name]]
-        return values
+        return translate(values, self.fields)
+
+    def _in_a_list(self, name: str, value: Any) -> Any:
+        """One value makes a list of one."""
+        if name not in self.lists or isinstance(value, list | None):
+            return value
+        return _items(str)(value) if isinstance(value, str) else [value]
 
     def _underscores(self, word: str) -> str:
         """--lora-r=8 as --lora_r=8, where there is such a flag."""
         flag, equals, value = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        return f"--{name}{equals}{value}" if flag[:2] == "--" and name in self.fields else word
+        known = _name_of(flag) in self.fields or is_known(_name_of(flag))
+        return f"--{_name_of(flag)}{equals}{value}" if flag[:2] == "--" and known else word
+
+    def _without_foreign(self, argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+        """The words of flags of our own, and the values of those that only others have."""
+        ours: list[str] = []
+        foreign: dict[str, list[str]] = {}
+        words = ours
+        for word in argv:
+            if word.startswith("--"):
+                flag, equals, value = word.removeprefix("--").partition("=")
+                is_foreign = flag not in self.fields and is_known(flag)
+                words = foreign.setdefault(flag, []) if is_foreign else ours
+                word = value if is_foreign else word
+                if is_foreign and not equals:
+                    continue
+            words.append(word)
+        return ours, {name: _value(words) for name, words in foreign.items()}
 
     def _find(self, recipe: str | Path, default_recipe: str | Path | None) -> Path:
         """A recipe of SPO's own, "recipes/gsm8k.yaml", is found from any folder."""
@@ -126,28 +128,37 @@ class Parser(argparse.ArgumentParser):
         own = Path(default_recipe).parent / path.name
         return own if own.is_file() else path
 
-    def _refuse(self, kind: str, names: list[Any], place: str = "") -> NoReturn:
-        """End with all unknown names, and what each may have meant."""
-        shown = [repr(name) if kind == "key" else name for name in names]
-        hints = [self._hint(str(name).lstrip("-")) for name in names]
-        plural = "s" if len(names) > 1 else ""
-        listed = ", ".join(f"{name} ({hint})" for name, hint in zip(shown, hints, strict=True))
-        if not plural:
-            listed = f"{shown[0]}{place}; {hints[0]}"
-        self.error(f"unknown {kind}{plural} {listed}{place if plural else ''}")
-
-    def _hint(self, name: str) -> str:
-        name = name.split("=")[0].replace("-", "_")
-        if name.split(".")[0].startswith(LAUNCHER):
-            if name.startswith("deepspeed"):
-                return f"models are sharded by FSDP2 instead: {FSDP2_LINE}"
-            return "give it to accelerate launch, before the script's name"
-        near = difflib.get_close_matches(name, [*self.fields, "config"], n=1)
-        meant = MEANT.get(name) or (near[0] if near else None)
-        return f"did you mean {meant}?" if meant else "--help lists all"
-
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _name_of(word: str) -> str:
+    """
+    >>> _name_of("--lora-r=8")
+    'lora_r'
+    """
+    return word.split("=")[0].removeprefix("--").replace("-", "_")
+
+
+def _value(words: list[str]) -> Any:
+    """What stands behind a flag of somebody else's, as YAML reads it; nothing means true."""
+    if not words:
+        return True
+    values = [yaml.safe_load(word) for word in words]
+    return values[0] if len(values) == 1 else values
+
+
+def _listed(kind: str, problems: dict[Any, str], place: str = "") -> str:
+    """All of them in one sentence, with what each may have meant.
+
+    >>> _listed("argument", {"--lr": "did you mean learning_rate?"})
+    'argument --lr; did you mean learning_rate?'
+    """
+    shown = {repr(name) if kind == "key" else name: what for name, what in problems.items()}
+    if len(shown) == 1:
+        ((name, what),) = shown.items()
+        return f"{kind} {name}{place}; {what}"
+    return f"{kind}s {', '.join(f'{name} ({what})' for name, what in shown.items())}{place}"
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -176,6 +187,7 @@ def _add_flag(
     elif get_origin(kind) is Literal:
         choices = "|".join(get_args(kind))  # where they are many the help names them
         options |= {"choices": get_args(kind), "metavar": choices if len(choices) < 50 else "NAME"}
+        options |= {"type": functools.partial(our_value, field.name)}
     elif get_origin(kind) is list:
         item = get_args(kind)[0]
         options |= {"nargs": "+", "type": _items(str if get_origin(item) is Literal else item)}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spo.options import check_bounds, check_types, nearest_hint, option
+from spo.trl import refuse_unknown, settings_of
 
 CREDIT = "credit assignment"
 CRITIC = "critic"
@@ -760,6 +761,28 @@ class SPOConfig:
         if self.warmup_steps < 1:
             return math.ceil(self.warmup_steps * total_updates)
         return int(self.warmup_steps)
+
+    # --- names of others ---------------------------------------------------------------------
+    def __new__(cls, *args: Any, **kwargs: Any):
+        refuse_unknown(cls, kwargs, [field.name for field in dataclasses.fields(cls)])
+        return super().__new__(cls)
+
+    @classmethod
+    def from_trl(cls, config: Any) -> SPOConfig:
+        """The settings of a GRPOConfig, TRL's defaults included; SPO's own stay at theirs.
+
+        What has no effect here is named in one warning; `dataclasses.replace` changes the rest.
+
+        Raises:
+            ValueError: settings that SPO does not offer, each with what to do instead.
+        """
+        done = settings_of(config, [field.name for field in dataclasses.fields(cls)])
+        if done.problems:
+            refused = ", ".join(f"{name} ({what})" for name, what in done.problems.items())
+            raise ValueError(f"{type(config).__name__} sets what SPO does not offer: {refused}.")
+        if done.idle:
+            warnings.warn(done.summary(), stacklevel=2)
+        return cls(**done.settings)
 
     # --- validation --------------------------------------------------------------------------
     def __post_init__(self):

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spo.config import SPOConfig
-
-FSDP2_LINE = "accelerate launch --config_file recipes/accelerate/fsdp2.yaml train_spo.py ..."
+from spo.trl import FSDP2_LINE
 
 
 @dataclass(frozen=True)

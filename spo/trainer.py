@@ -25,6 +25,7 @@ from spo.networks.loading import resolve_tokenizer
 from spo.optimizers import make_accelerator
 from spo.prompts import Prompts
 from spo.rewards.build import build_rewards
+from spo.rewards.columns import check_columns
 from spo.rollouts import Credit, Rollouts
 from spo.run import folder
 from spo.run.identity import identity
@@ -96,6 +97,8 @@ class SPOTrainer(TrainerSurface):
         self.reward_functions = build_rewards(
             reward_funcs, reward_processing_classes, args, accelerator.device
         )
+        if rollout_func is None:  # which may add columns
+            check_columns(self.reward_functions, self.train_dataset.column_names)
         self.output_dir = folder.prepare_output_dir(args, accelerator)
         given = (self.processing_class, accelerator.device, peft_config, quantization_config)
         networks = build_networks(model, value_model, args, *given)

@@ -251,6 +251,7 @@ def critic_from_policy(policy: Network, args: SPOConfig) -> Network:
         return critic_network(_copy_as_value_model(policy.model), policy.numerics)
     config = copy.deepcopy(policy.model.peft_config[POLICY])
     check_frozen_base(config, "the critic shares")
+    config.modules_to_save = None  # trained whole they are the policy's
     if isinstance(config, LoraConfig):
         config.target_parameters = None  # experts: PEFT puts one adapter on them, the policy's
         config.target_modules = _targets_in_critic_layers(transformer(policy.model), args)

@@ -1,6 +1,7 @@
 """Sequence-classification models as rewards: prompt + completion -> one logit."""
 
 from pathlib import Path
+from typing import Any
 
 
 class RewardModel:
@@ -57,9 +58,11 @@ def load_reward_model(path: str, processing_class, device, quantization_config) 
     """The reward model in a folder or on the hub, on the device."""
     from transformers import AutoModelForSequenceClassification
 
-    kwargs = {}
+    from spo.networks.loading import is_adapter
+
+    kwargs: dict[str, Any] = {"num_labels": 1} if is_adapter(path) else {}  # not its base's
     if quantization_config is not None:
-        kwargs = {
+        kwargs |= {
             "quantization_config": quantization_config,
             "device_map": {"": device or "cpu"},
         }
