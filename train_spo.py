@@ -138,7 +138,7 @@ def estimate(model_args: ModelArguments, args: SPOConfig):
 
 def check_card(model_args: ModelArguments, args: SPOConfig, card_bytes: int) -> None:
     """Stop before weights are loaded where the plan is beyond the card."""
-    from spo.networks.memory import UnpredictableModelError
+    from spo.networks.graph import UnpredictableModelError
 
     try:
         plan = estimate(model_args, args)

@@ -70,12 +70,12 @@ def build_networks(
 ) -> tuple[Network, Network | None, Network | None]:
     """Policy, reference (None when beta = 0) and critic (None without one) on the device.
 
-    Of a policy given by name, a frozen base is held in bfloat16 under bf16 and trained weights
-    in float32, unless `model_init_kwargs` says otherwise.
+    Of a policy given by name, weights are of `base_dtype`, unless `model_init_kwargs` says
+    otherwise.
     """
     if isinstance(model, str):
         frozen = peft_config is not None or is_adapter(model)
-        kwargs = {"dtype": torch.bfloat16 if args.bf16 and frozen else torch.float32}
+        kwargs = {"dtype": base_dtype(args, frozen)}
         if quantization_config is not None:
             kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
         model = load_policy(model, **kwargs | (args.model_init_kwargs or {}))
@@ -117,6 +117,11 @@ def adapter_parameters(model: PreTrainedModel | PeftModel) -> set[nn.Parameter]:
         return set()
     base = {p for module in base_modules(model) for p in module.parameters(recurse=False)}
     return {p for p in model.parameters() if p.requires_grad or p not in base}
+
+
+def base_dtype(args: SPOConfig, frozen: bool) -> torch.dtype:
+    """Of weights loaded by name: what is trained is float32, a frozen base what is computed in."""
+    return getattr(torch, args.compute_dtype) if frozen else torch.float32
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
