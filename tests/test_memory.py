@@ -28,7 +28,7 @@ from spo.networks.batching import MicroBatch
 from spo.networks.graph import UnpredictableModelError, graph_bytes, meta_model, saved_bytes
 from spo.networks.loading import load_policy, lora_config
 from spo.networks.memory import (
-    CARD_RESERVE,
+    FREE_RESERVE,
     GIB,
     MemoryEstimate,
     estimate_memory,
@@ -167,7 +167,7 @@ def test_the_table_says_which_cards_fit():
 
 def test_a_card_too_small_is_told_by_how_much_and_what_to_change():
     plan = estimate(lora_config(4, 8))
-    need = plan.peak + CARD_RESERVE * GIB
+    need = plan.peak + FREE_RESERVE * GIB
     plan.check_card(need)
     with pytest.raises(ValueError, match=r"needs about .* too little; \w+ "):
         plan.check_card(need - 0.5 * plan.peak)
@@ -179,7 +179,9 @@ def test_the_remedy_is_for_the_largest_part():
     sizes = dict.fromkeys((field.name for field in fields(MemoryEstimate)), 1.0)
     for part, remedy in (("weights", "load_in_4bit"), ("activations", "gradient_checkpointing")):
         plan = MemoryEstimate(**sizes | {part: 50 * GIB})
-        with pytest.raises(ValueError, match=f"this card has 8.0: 42.9 too little; use --{remedy}"):
+        with pytest.raises(
+            ValueError, match=f"this card has 8.0 free: 42.4 too little; use --{remedy}"
+        ):
             plan.check_card(8 * GIB)
 
 

@@ -32,9 +32,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from spo import launch
 from spo.config import SPOConfig
 from spo.networks.checks import (
+    check_attention,
     check_decoder_only,
     check_frozen_base,
     check_router,
+    check_scaled_gradients,
     check_second_adapter,
     check_vocabulary,
 )
@@ -88,6 +90,8 @@ def build_networks(
     if critic is not None:
         equal_on_all_processes(critic)
     for network in filter(None, (policy, critic)):
+        if args.fp16:
+            check_scaled_gradients(network.trainable)
         if args.mixed_precision != "no":
             leave_inputs_in_16_bits(network.model)
         if args.gradient_checkpointing:
@@ -167,6 +171,8 @@ def build_policy(
 ) -> Network:
     """The trained policy; `peft_config` puts a fresh adapter on a plain model."""
     keep_4_bit_layout(model)
+    numerics = numerics or Numerics()
+    check_attention(transformer(model), numerics.mixed_precision)
     check_decoder_only(transformer(model).config, type(transformer(model)).__name__)
     check_router(transformer(model).config)
     if peft_config is not None:
@@ -314,7 +320,8 @@ def critic_network(
     What is trained beside a frozen base is held in float32, its head, too.
     """
     keep_4_bit_layout(value_model)
-    inner = transformer(value_model)
+    inner, numerics = transformer(value_model), numerics or Numerics()
+    check_attention(inner, numerics.mixed_precision)
     check_decoder_only(inner.config, type(inner).__name__)
     heads = [getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)]
     if not heads or not hasattr(heads[0], "weight"):

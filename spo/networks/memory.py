@@ -29,6 +29,9 @@ CARD_SIZES = (8, 12, 16, 24, 48, 80)
 CARD_RESERVE = 0.9
 """GiB of a card that its driver's context, the display and fragmentation take."""
 
+FREE_RESERVE = 0.4
+"""GiB of a card's free memory, which is without the first two, that fragmentation takes."""
+
 OPTIMIZER_BYTES = {
     "adamw_torch": 8.0,
     "adamw_torch_fused": 8.0,
@@ -82,15 +85,15 @@ class MemoryEstimate:
         update = self.gradients + self.activations + self.logits
         return self.resident + max(self.generation, update)
 
-    def check_card(self, card_bytes: float) -> None:
-        """Raise where the plan is beyond a card by more than the estimate may err; warn where it
-        may not fit."""
-        excess = self.peak + CARD_RESERVE * GIB - card_bytes
+    def check_card(self, free_bytes: float) -> None:
+        """Raise where the plan is beyond what a card has free by more than the estimate may err;
+        warn where it may not fit."""
+        excess = self.peak + FREE_RESERVE * GIB - free_bytes
         if excess <= 0:
             return
         message = (
-            f"The plan needs about {(self.peak / GIB + CARD_RESERVE):.1f} GiB, this card has "
-            f"{card_bytes / GIB:.1f}: {excess / GIB:.1f} too little; {self._remedy()}."
+            f"The plan needs about {(self.peak / GIB + FREE_RESERVE):.1f} GiB, this card has "
+            f"{free_bytes / GIB:.1f} free: {excess / GIB:.1f} too little; {self._remedy()}."
         )
         if excess > TOLERANCE * self.peak:
             raise ValueError(message)
