@@ -77,9 +77,10 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
         split and as_prompts(split, script_args) for split in load_data(script_args)
     )
 
-    import torch
+    from accelerate import PartialState
 
     from spo import SPOTrainer
+    from spo.devices import free_memory
     from spo.networks.loading import quantization_config
     from spo.run.checkpoint import refuse_without
     from spo.run.folder import chosen_dir, refuse_another_run
@@ -89,8 +90,9 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     if args.resume_from_checkpoint:
         refuse_without(chosen_dir(args), args.resume_from_checkpoint)
     args.model_init_kwargs = model_args.loading(args)
-    if torch.cuda.is_available() and not args.use_cpu:
-        check_card(model_args, args, torch.cuda.get_device_properties(0).total_memory)
+    free = None if args.use_cpu else free_memory(PartialState().device)
+    if free is not None:
+        check_card(model_args, args, free)
     quantization = quantization_config(
         model_args.bits,
         model_args.bnb_4bit_quant_type,
@@ -140,16 +142,16 @@ def estimate(model_args: ModelArguments, args: SPOConfig):
     )
 
 
-def check_card(model_args: ModelArguments, args: SPOConfig, card_bytes: int) -> None:
-    """Stop before weights are loaded where the plan is beyond the card."""
-    from spo.networks.memory import UnpredictableModelError
+def check_card(model_args: ModelArguments, args: SPOConfig, free_bytes: int) -> None:
+    """Stop before weights are loaded where the plan is beyond what the card has free."""
+    from spo.networks.graph import UnpredictableModelError
 
     try:
         plan = estimate(model_args, args)
     except UnpredictableModelError as error:
         warnings.warn(str(error), stacklevel=2)
     else:
-        plan.check_card(card_bytes)
+        plan.check_card(free_bytes)
 
 
 def load_data(script_args: ScriptArguments):

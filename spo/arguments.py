@@ -25,7 +25,7 @@ class ModelArguments:
     trust_remote_code: bool = option(False, "Run model code that lives on the hub.", MODEL)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = option(
         None,
-        "Type of the loaded weights; None: bfloat16 for a frozen base under --bf16, else float32.",
+        "Type of the loaded weights; None: a frozen base --bf16's or --fp16's, else float32.",
         MODEL,
     )
     attn_implementation: str | None = option(

@@ -88,6 +88,11 @@ def build_optimizer(
     }
     if config.optim in ("adamw_torch", "adamw_torch_fused"):
         return torch.optim.AdamW(parameters, fused=config.optim == "adamw_torch_fused", **adam)
+    if parameters[0].device.type == "mps":
+        raise ValueError(
+            f"optim={config.optim!r}: bitsandbytes has no 8-bit optimizer for Apple's GPUs; choose "
+            "adamw_torch."
+        )
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

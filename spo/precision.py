@@ -14,6 +14,7 @@ import torch
 NO_BF16_CPU = "This CPU has no bfloat16 arithmetic, which would be many times slower: "
 NO_FP16_CPU = "CPUs do not compute in float16: "
 NO_BF16_CARD = "This card has no bfloat16 arithmetic: "
+NO_BF16_APPLE = "bfloat16 on Apple's GPUs needs macOS 14: "
 
 
 @functools.cache
@@ -35,10 +36,13 @@ def cpu_has_bf16() -> bool:
 
 
 def has_bf16(device: torch.device | str) -> bool:
-    """Whether the device computes in bfloat16 faster than in float32; NVIDIA's from Ampere on."""
+    """Whether the device computes in bfloat16 faster than in float32; NVIDIA's from Ampere on,
+    Apple's from macOS 14 on."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
     return cpu_has_bf16() if kind == "cpu" else True
 
 
@@ -58,7 +62,8 @@ def resolve_precision(
     if fp16 and kind == "cpu":
         return "no", NO_FP16_CPU + "computing in float32 instead of fp16."
     if bf16 and not has_bf16(device):
-        if kind == "cuda":
-            return "fp16", NO_BF16_CARD + "computing in fp16 instead of bf16."
+        if kind in ("cuda", "mps"):
+            why = NO_BF16_CARD if kind == "cuda" else NO_BF16_APPLE
+            return "fp16", why + "computing in fp16 instead of bf16."
         return "no", NO_BF16_CPU + "computing in float32 instead of bf16."
     return ("bf16" if bf16 else "fp16" if fp16 else "no"), None

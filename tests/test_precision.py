@@ -28,6 +28,7 @@ YES, NO = (lambda device: True), (lambda device: False)
         (False, True, "cuda", NO, "fp16", None),
         (False, True, "cuda", YES, "fp16", None),
         (True, False, "mps", YES, "bf16", None),
+        (True, False, "mps", NO, "fp16", "macOS 14: computing in fp16 instead of bf16"),
     ],
 )
 def test_what_the_device_lacks_is_replaced_in_one_sentence(

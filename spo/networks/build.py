@@ -32,9 +32,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from spo import launch
 from spo.config import SPOConfig
 from spo.networks.checks import (
+    check_attention,
     check_decoder_only,
     check_frozen_base,
     check_router,
+    check_scaled_gradients,
     check_second_adapter,
     check_vocabulary,
 )
@@ -70,12 +72,12 @@ def build_networks(
 ) -> tuple[Network, Network | None, Network | None]:
     """Policy, reference (None when beta = 0) and critic (None without one) on the device.
 
-    Of a policy given by name, a frozen base is held in bfloat16 under bf16 and trained weights
-    in float32, unless `model_init_kwargs` says otherwise.
+    Of a policy given by name, weights are of `base_dtype`, unless `model_init_kwargs` says
+    otherwise.
     """
     if isinstance(model, str):
         frozen = peft_config is not None or is_adapter(model)
-        kwargs = {"dtype": torch.bfloat16 if args.bf16 and frozen else torch.float32}
+        kwargs = {"dtype": base_dtype(args, frozen)}
         if quantization_config is not None:
             kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
         model = load_policy(model, **kwargs | (args.model_init_kwargs or {}))
@@ -88,6 +90,8 @@ def build_networks(
     if critic is not None:
         equal_on_all_processes(critic)
     for network in filter(None, (policy, critic)):
+        if args.fp16:
+            check_scaled_gradients(network.trainable)
         if args.mixed_precision != "no":
             leave_inputs_in_16_bits(network.model)
         if args.gradient_checkpointing:
@@ -117,6 +121,11 @@ def adapter_parameters(model: PreTrainedModel | PeftModel) -> set[nn.Parameter]:
         return set()
     base = {p for module in base_modules(model) for p in module.parameters(recurse=False)}
     return {p for p in model.parameters() if p.requires_grad or p not in base}
+
+
+def base_dtype(args: SPOConfig, frozen: bool) -> torch.dtype:
+    """Of weights loaded by name: what is trained is float32, a frozen base what is computed in."""
+    return getattr(torch, args.compute_dtype) if frozen else torch.float32
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -162,6 +171,8 @@ def build_policy(
 ) -> Network:
     """The trained policy; `peft_config` puts a fresh adapter on a plain model."""
     keep_4_bit_layout(model)
+    numerics = numerics or Numerics()
+    check_attention(transformer(model), numerics.mixed_precision)
     check_decoder_only(transformer(model).config, type(transformer(model)).__name__)
     check_router(transformer(model).config)
     if peft_config is not None:
@@ -310,7 +321,8 @@ def critic_network(
     What is trained beside a frozen base is held in float32, its head, too.
     """
     keep_4_bit_layout(value_model)
-    inner = transformer(value_model)
+    inner, numerics = transformer(value_model), numerics or Numerics()
+    check_attention(inner, numerics.mixed_precision)
     check_decoder_only(inner.config, type(inner).__name__)
     heads = [getattr(inner, name) for name in HEAD_NAMES if hasattr(inner, name)]
     if not heads or not hasattr(heads[0], "weight"):

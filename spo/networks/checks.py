@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
+import torch
 from peft import PeftConfig, PeftModel
+from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 
@@ -33,6 +35,25 @@ def check_router(config: PreTrainedConfig) -> None:
             "The model's config asks for its router's auxiliary loss (output_router_logits), which "
             "SPO does not add; set it to false: --model_init_kwargs "
             """'{"output_router_logits": false}'."""
+        )
+
+
+def check_attention(model: PreTrainedModel, mixed_precision: str) -> None:
+    """Flash attention gets what it computes in."""
+    name = getattr(model.config, "_attn_implementation", None) or ""
+    if "flash" in name and model.dtype.itemsize > 2 and mixed_precision == "no":
+        raise ValueError(
+            f"{name} computes in 16 bits only, and this run in float32; add --bf16 (or --fp16), or "
+            "choose --attn_implementation sdpa."
+        )
+
+
+def check_scaled_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """fp16 scales the loss, and its gradients back, which PyTorch refuses in float16."""
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        raise ValueError(
+            "fp16 trains weights in float32, and these are float16; leave --dtype out, or add "
+            "--use_peft, which leaves them frozen."
         )
 
 

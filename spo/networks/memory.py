@@ -1,27 +1,25 @@
 """A model's config and the flags of a run -> its peak memory by part, without loading weights.
 
 The model is built on the meta device, where tensors have shapes but no storage. Weights and
-adapters are counted there, and one forward pass of a micro-batch with saved-tensor hooks counts
-the activations that the backward pass needs. So LoRA, gradient checkpointing and an
-architecture's own habits are in the count instead of in a formula.
+adapters are counted there; `spo.networks.graph` counts what a micro-batch's graph keeps.
 """
 
 import copy
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedConfig
 
 from spo.config import SPOConfig
-from spo.networks.build import enable_gradient_checkpointing, trainable_parameters
+from spo.networks.build import base_dtype, trainable_parameters
+from spo.networks.graph import graph_bytes, meta_model
 from spo.networks.loading import load_config, lora_config, of_any_file
-from spo.networks.network import transformer
+from spo.networks.network import decoder, transformer
 from spo.networks.prefill import ROOM
 
 GIB = 2**30
@@ -30,6 +28,9 @@ CARD_SIZES = (8, 12, 16, 24, 48, 80)
 
 CARD_RESERVE = 0.9
 """GiB of a card that its driver's context, the display and fragmentation take."""
+
+FREE_RESERVE = 0.4
+"""GiB of a card's free memory, which is without the first two, that fragmentation takes."""
 
 OPTIMIZER_BYTES = {
     "adamw_torch": 8.0,
@@ -84,15 +85,15 @@ class MemoryEstimate:
         update = self.gradients + self.activations + self.logits
         return self.resident + max(self.generation, update)
 
-    def check_card(self, card_bytes: float) -> None:
-        """Raise where the plan is beyond a card by more than the estimate may err; warn where it
-        may not fit."""
-        excess = self.peak + CARD_RESERVE * GIB - card_bytes
+    def check_card(self, free_bytes: float) -> None:
+        """Raise where the plan is beyond what a card has free by more than the estimate may err;
+        warn where it may not fit."""
+        excess = self.peak + FREE_RESERVE * GIB - free_bytes
         if excess <= 0:
             return
         message = (
-            f"The plan needs about {(self.peak / GIB + CARD_RESERVE):.1f} GiB, this card has "
-            f"{card_bytes / GIB:.1f}: {excess / GIB:.1f} too little; {self._remedy()}."
+            f"The plan needs about {(self.peak / GIB + FREE_RESERVE):.1f} GiB, this card has "
+            f"{free_bytes / GIB:.1f} free: {excess / GIB:.1f} too little; {self._remedy()}."
         )
         if excess > TOLERANCE * self.peak:
             raise ValueError(message)
@@ -112,10 +113,6 @@ class MemoryEstimate:
         fits = [f"{size} GB" for size in CARD_SIZES if size >= need]
         lines.append(f"fits cards of: {', '.join(fits) or 'none of ' + str(CARD_SIZES)}")
         return "\n".join(lines)
-
-
-class UnpredictableModelError(ValueError):
-    """The forward pass of an architecture needs the values of its weights or inputs."""
 
 
 def estimate_run(
@@ -176,22 +173,19 @@ def estimate_memory(
     """
     frozen = peft_config is not None
     compute_dtype = getattr(torch, args.compute_dtype)
-    weight_dtype = weight_dtype or (torch.bfloat16 if args.bf16 and frozen else torch.float32)
-    model = meta_model(model_config, compute_dtype)
+    weight_dtype = weight_dtype or base_dtype(args, frozen)
+    model = meta_model(model_config, weight_dtype)
     base_weights = _weight_bytes(model, bits, nested, weight_dtype.itemsize)
     if frozen:
         model = get_peft_model(model, copy.deepcopy(peft_config))
     trained = sum(p.numel() for p in trainable_parameters(model))
     length = prompt_length + args.max_completion_length
-    activations = _activation_bytes(model, args, length, bits)
+    activations = _activation_bytes(model, args, prompt_length, bits)
 
-    of_critic = _critic_cost(
-        model_config, value_config, args, weight_dtype, trained, length, frozen
-    )
+    of_critic = _critic_cost(model, value_config, args, weight_dtype, prompt_length, frozen)
     extra = of_critic.own_weights
     if not frozen:
-        copies = (args.beta > 0) + of_critic.copies_of_policy
-        extra += base_weights * copies
+        extra += base_weights * (args.beta > 0)
     # autocast keeps a 16-bit copy of one network's weights in its pass
     if compute_dtype.itemsize == 2 and not frozen:
         extra += trained * 2
@@ -212,80 +206,52 @@ def estimate_memory(
 
 @dataclass(frozen=True)
 class _CriticCost:
-    """What a critic adds: bytes of weights of its own and of activations, copies of the policy's
-    weights, and numbers that are trained, in all and in adapters."""
+    """What a critic adds: bytes of weights of its own and of activations, and numbers that are
+    trained, in all and in adapters."""
 
     own_weights: float = 0.0
     activations: float = 0.0
-    copies_of_policy: int = 0
     trained: float = 0.0
     in_adapters: float = 0.0
 
 
 def _critic_cost(
-    model_config: PreTrainedConfig,
+    policy: nn.Module,
     value_config: PreTrainedConfig | None,
     args: SPOConfig,
     base_dtype: torch.dtype,
-    policy_trained: int,
-    length: int,
+    prompt_length: int,
     frozen: bool,
 ) -> _CriticCost:
     if value_config is not None:
-        return _separate_critic(value_config, args, base_dtype, length)
+        return _separate_critic(value_config, args, base_dtype, prompt_length)
     if not args.wants_value_network:
         return _CriticCost()
-    if not frozen:
-        return _CriticCost(copies_of_policy=1, trained=policy_trained)
-    num_layers = model_config.get_text_config().num_hidden_layers
-    trained = policy_trained * len(args.critic_layers(num_layers)) / num_layers
+    if not frozen:  # a copy of the decoder
+        copied = sum(p.numel() for p in decoder(policy).parameters())
+        return _CriticCost(own_weights=copied * base_dtype.itemsize, trained=copied)
+    num_layers = transformer(policy).config.get_text_config().num_hidden_layers
+    trained = sum(p.numel() for p in trainable_parameters(policy))
+    trained *= len(args.critic_layers(num_layers)) / num_layers
     return _CriticCost(trained=trained, in_adapters=trained)  # on the policy's base
 
 
 def _separate_critic(
-    config: PreTrainedConfig, args: SPOConfig, base_dtype: torch.dtype, length: int
+    config: PreTrainedConfig, args: SPOConfig, base_dtype: torch.dtype, prompt_length: int
 ) -> _CriticCost:
-    critic = meta_model(config, getattr(torch, args.compute_dtype))
     dtype = base_dtype if args.value_use_peft else torch.float32
+    critic = meta_model(config, dtype, critic=True)
     weights = _weight_bytes(critic, args.value_bits, True, dtype.itemsize)
     if args.value_use_peft:
-        critic = get_peft_model(critic, lora_config(args.value_lora_r, args.value_lora_alpha))
+        config = lora_config(args.value_lora_r, args.value_lora_alpha, task_type="SEQ_CLS")
+        critic = get_peft_model(critic, config)
     trained = sum(p.numel() for p in trainable_parameters(critic))
     return _CriticCost(
         own_weights=weights,
-        activations=_activation_bytes(critic, args, length, args.value_bits),
+        activations=_activation_bytes(critic, args, prompt_length, args.value_bits),
         trained=trained,
         in_adapters=trained if args.value_use_peft else 0,
     )
-
-
-def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
-    """The architecture on the meta device, with an attention that saves what a fused one does."""
-    ALL_ATTENTION_FUNCTIONS["spo_fused_meta"] = _fused_attention
-    config = copy.deepcopy(config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.set_attn_implementation("spo_fused_meta")
-    return model
-
-
-class _SaveLikeFlash(torch.autograd.Function):
-    """Output of the right shape; saves queries, keys, values, output and log-sum-exps."""
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1]))
-        return output
-
-    @staticmethod
-    def backward(ctx, grad):
-        _, key, value, *_ = ctx.saved_tensors
-        return grad, torch.empty_like(key), torch.empty_like(value)
-
-
-def _fused_attention(module, query, key, value, attention_mask, **kwargs):
-    return _SaveLikeFlash.apply(query, key, value).transpose(1, 2), None
 
 
 def _weight_bytes(model: nn.Module, bits: int | None, nested: bool, itemsize: int) -> float:
@@ -294,9 +260,8 @@ def _weight_bytes(model: nn.Module, bits: int | None, nested: bool, itemsize: in
     if bits is None:
         return total
     per_weight = {8: 1.0, 4: 0.5 + (1 + 4 / 256 if nested else 4) / BLOCK}[bits]
-    head = model.get_output_embeddings()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head:
+    for module in decoder(model).modules():
+        if isinstance(module, nn.Linear):
             total -= module.weight.numel() * (itemsize - per_weight)
     return total
 
@@ -324,47 +289,32 @@ def _micro_batch_rows(args: SPOConfig, length: int) -> int:
     return max(1, args.max_tokens_per_micro_batch // length)
 
 
-def _activation_bytes(model: nn.Module, args: SPOConfig, length: int, bits: int | None) -> float:
-    """What one micro-batch's forward pass saves, and the working set of its backward pass."""
+def _activation_bytes(
+    model: nn.Module, args: SPOConfig, prompt_length: int, bits: int | None
+) -> float:
+    """What one micro-batch's forward pass saves, and the working set of its backward pass: with
+    gradient checkpointing a layer's own graph, recomputed, comes on top."""
+    length = prompt_length + args.max_completion_length
     rows = _micro_batch_rows(args, length)
-    inner = transformer(model)
-    model.train()
+    shape = (rows, prompt_length, args.max_completion_length)
+    config = transformer(model).config.get_text_config()
+    saved = graph_bytes(model, args, *shape)
+    working = _layer_working_set(config, args, rows * length, bits)
     if args.gradient_checkpointing:
-        enable_gradient_checkpointing(inner)
-    saved: dict[int, int] = {}
-    held = []  # keeps the storages alive, so that no two of them share an address
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-
-    def count(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            saved[storage._cdata] = storage.nbytes()
-            held.append(tensor)
-        return tensor
-
-    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            inner.base_model(input_ids=ids, use_cache=False)
-    except (RuntimeError, NotImplementedError) as error:  # it looked at a number on "meta"
-        raise UnpredictableModelError(
-            f"The memory of {type(inner).__name__} cannot be predicted: {error}"
-        ) from error
-    return sum(saved.values()) + _layer_working_set(inner, args, rows * length, bits)
+        whole = graph_bytes(model, replace(args, gradient_checkpointing=False), *shape)
+        working += (whole - saved) / config.num_hidden_layers
+    return saved + working
 
 
-def _layer_working_set(model, args: SPOConfig, tokens: int, bits: int | None) -> float:
-    """The backward pass of one layer: gradients of its widest activations, dequantised weights.
-
-    With gradient checkpointing the layer's own activations come on top, recomputed.
-    """
+def _layer_working_set(
+    config: PreTrainedConfig, args: SPOConfig, tokens: int, bits: int | None
+) -> float:
+    """Of the backward pass of one layer: gradients of its activations, less what they set free on
+    the way, and dequantised weights."""
     itemsize = getattr(torch, args.compute_dtype).itemsize
-    hidden, intermediate = _widths(model.config.get_text_config())
-    wide = tokens * (3 * intermediate + 4 * hidden) * itemsize
-    if args.gradient_checkpointing:
-        wide += tokens * (6 * intermediate + 14 * hidden) * itemsize
+    hidden, intermediate = _widths(config)
     dequantised = intermediate * hidden * itemsize if bits else 0
-    return wide + dequantised
+    return tokens * (intermediate + 2 * hidden) * itemsize + dequantised
 
 
 def _widths(config: PreTrainedConfig) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from spo.devices import widest_float
 from spo.networks.dropout import base_modules
 from spo.networks.logits import LogitTransform
 from spo.networks.network import Network, decoder, transformer
@@ -230,10 +231,9 @@ def _error(ours: Float[Tensor, "*"], theirs: Float[Tensor, "*"]) -> float:
 def _powers(like: Tensor) -> Tensor:
     """±2ᵏ for k from -20 to 14 in random order, in float64 where the device has it."""
     generator = torch.Generator().manual_seed(0)
-    dtype = torch.float32 if like.device.type == "mps" else torch.float64
     exponents = torch.randint(-20, 15, like.shape, generator=generator)
     signs = torch.randint(2, like.shape, generator=generator) * 2 - 1
-    return (signs * 2.0**exponents).to(like.device, dtype)
+    return (signs * 2.0**exponents).to(like.device, widest_float(like.device))
 
 
 def _no_linear_head(network: Network) -> ValueError:

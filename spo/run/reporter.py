@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from spo.config import SPOConfig
+from spo.devices import wait_for
 from spo.rollouts import Credit, Rollouts
 from spo.run import completions
 from spo.run.folder import replace_text
@@ -195,8 +196,7 @@ class PhaseTimer:
     def __call__(self, phase: str):
         begun = time.perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
 
     def metrics(self, num_tokens: int) -> dict[str, float]:
