@@ -138,7 +138,7 @@ def generated(batch, nudge):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("clips", [(None, 3.0), (0.8, 1.2)])
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "cispo", "sapo"])
 def test_loss_and_gradient_are_trls(tmp_path, mode, clips, loss_type):
     """The same tokens, log-probs and rewards through TRL's own code, with a KL penalty beside."""
     trainer = trl_trainer(tmp_path, mode, clips, loss_type=loss_type)
@@ -180,6 +180,7 @@ def test_loss_and_gradient_are_trls(tmp_path, mode, clips, loss_type):
         epsilon=0.2,
         token_logprobs_ref=old - 0.3,
         beta=0.04,
+        loss_type=loss_type,
     )
     (our_gradient,) = torch.autograd.grad(ours, current)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)

@@ -106,14 +106,17 @@ def test_completions_are_in_our_conventions(server, tmp_path):
 
 
 def test_everything_that_the_models_own_settings_would_fill_is_said(server, tmp_path):
-    make_trainer(tmp_path / "run", server, top_k=7, top_p=0.9, temperature=0.8).train()
+    bent = {"min_p": 0.01, "repetition_penalty": 1.1, "generation_kwargs": {"min_new_tokens": 2}}
+    cut = {"top_k": 7, "top_p": 0.9, "temperature": 0.8}
+    make_trainer(tmp_path / "run", server, max_steps=1, **cut, **bent).train()
     asked = server.bodies[-1]
     expected = {
         "temperature": 0.8,
         "top_k": 7,
         "top_p": 0.9,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "max_tokens": 8,
@@ -274,6 +277,11 @@ def test_full_fine_tuning_is_refused(server, tmp_path):
 def test_an_adapter_that_vllm_cannot_apply_is_refused(server, tmp_path):
     with pytest.raises(ValueError, match="use_dora"):
         make_trainer(tmp_path / "run", server, peft_config=LoraConfig(**runs.LORA, use_dora=True))
+
+
+def test_a_setting_that_vllm_does_not_know_is_refused(server, tmp_path):
+    with pytest.raises(ValueError, match="does not know typical_p"):
+        make_trainer(tmp_path / "run", server, generation_kwargs={"typical_p": 0.9})
 
 
 def test_vllm_and_a_rollout_function_do_not_go_together(server, tmp_path):

@@ -10,7 +10,7 @@ from spo.generation.processors import check_processors
 from spo.generation.rollout_func import RolloutFunc
 from spo.generation.sampler import Sampler
 from spo.generation.text import eos_token_ids
-from spo.generation.vllm import VllmServer
+from spo.generation.vllm import VllmServer, check_sampling
 from spo.generation.vllm_client import Client
 from spo.generation.vllm_colocate import VllmColocate
 from spo.networks.network import Network
@@ -53,6 +53,7 @@ def build_engine(policy: Network, output_dir: Path, args: SPOConfig) -> Generato
     if not args.use_vllm:
         merge = args.merge_adapter
         return Sampler(policy, args.seed, args.per_device_generation_batch_size, merge)
+    check_sampling(args.generation_kwargs)
     adapters = output_dir / VLLM_FOLDER
     if args.vllm_mode == "colocate":
         return VllmColocate(policy, args, adapters)

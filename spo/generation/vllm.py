@@ -32,6 +32,9 @@ IN_FLIGHT = 256
 ATTEMPTS = 5
 """At one completion, by a server that answers and yet does not give it."""
 
+GENERATION_KWARGS = ("top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens")
+"""What generation_kwargs may hold here."""
+
 START = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank R "
     "--logprobs-mode processed_logprobs"
@@ -176,6 +179,15 @@ def row_seeds(seed: int, step: int, rows: np.ndarray) -> list[int]:
     return [int(np.random.SeedSequence([seed, step, row]).generate_state(1)[0]) for row in rows]
 
 
+def check_sampling(generation_kwargs: dict[str, Any] | None) -> None:
+    """ValueError where a setting has no counterpart in vLLM."""
+    if unknown := [name for name in generation_kwargs or {} if name not in GENERATION_KWARGS]:
+        raise ValueError(
+            f"vLLM does not know {', '.join(unknown)} of generation_kwargs, only "
+            f"{', '.join(GENERATION_KWARGS)}; leave it out, or sample without use_vllm."
+        )
+
+
 def sampling(params: SamplingParams, seed: int) -> dict[str, Any]:
     """`params` in vLLM's words, complete: what is left out the model's own settings would fill."""
     return {
@@ -183,8 +195,9 @@ def sampling(params: SamplingParams, seed: int) -> dict[str, Any]:
         "temperature": params.temperature,
         "top_k": params.top_k,
         "top_p": params.top_p,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        "min_p": params.min_p or 0.0,
+        "repetition_penalty": params.repetition_penalty,
+        "min_tokens": params.generation_kwargs.get("min_new_tokens") or 0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "ignore_eos": True,  # ours below are all there are
