@@ -229,8 +229,9 @@ def side_by_side(variant: str, smoke: bool) -> dict[str, Any]:
         model.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
         del model
+        names = ("completions", "length", "prompt_length", "micro_batch")
         options = argparse.Namespace(
-            **dict(zip(("completions", "length", "prompt_length", "micro_batch"), sizes, strict=True)),
+            **dict(zip(names, sizes, strict=True)),
             model=folder,
             full=False,
             unreachable_token="<pad>",

@@ -28,9 +28,10 @@ from spo.rewards.build import build_rewards
 from spo.rewards.columns import check_columns
 from spo.rollouts import Credit, Rollouts
 from spo.run import folder
+from spo.run.guard import guarded
 from spo.run.identity import identity
 from spo.run.reporter import PhaseTimer
-from spo.run.run import Run, guarded
+from spo.run.run import Run
 from spo.run.surface import TrainerSurface
 from spo.scoring import check_finite, check_scored, score
 from spo.segments import segment
