@@ -1,24 +1,14 @@
 """Reward functions called: each on copies of its own, async ones together, none for ever."""
 
-import asyncio
-import concurrent.futures
-import functools
 import inspect
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from spo.calls import LoopEndedError, TimeIsUpError, deadline, settle
 from spo.rewards.logged import RESERVED, accepted
-
-LOOK_SECONDS = 0.2
-"""How often to look whether the event loop is still alive."""
 
 
 class RewardError(RuntimeError):
@@ -31,10 +21,6 @@ class RewardFunction:
 
     name: str
     call: Callable[..., Any]
-
-
-class _TimeIsUpError(BaseException):
-    """No Exception: a reward that catches all of them must not catch this one."""
 
 
 def call_functions(
@@ -56,21 +42,40 @@ def call_functions(
     outputs: list[Any] = []
     for function in functions:
         try:
-            with _deadline(function.name, timeout):
+            with deadline(timeout):
                 more = accepted(function.call, of_run or {})
                 outputs.append(function.call(**copied(rows), **copied(columns), **more))
         except (Exception, SystemExit) as error:
             for output in filter(inspect.iscoroutine, outputs):
                 output.close()
+            if isinstance(error, TimeIsUpError):
+                raise _too_long([function], timeout) from None
             raise error if isinstance(error, RewardError) else _raised(function, error) from error
     waiting = [i for i, output in enumerate(outputs) if inspect.isawaitable(output)]
     if waiting:
-        results = _wait_for([outputs[i] for i in waiting], [functions[i] for i in waiting], timeout)
+        asked = [functions[i] for i in waiting]
+        results = settle([outputs[i] for i in waiting], timeout)
+        _check_settled(asked, results, timeout)
         for i, result in zip(waiting, results, strict=True):
-            if isinstance(result, BaseException):
-                raise _raised(functions[i], result) from result
             outputs[i] = result
     return outputs
+
+
+def _check_settled(
+    functions: list[RewardFunction], results: list[Any], timeout: float | int | None
+) -> None:
+    """Raise where an async function raised or did not end."""
+    both = list(zip(functions, results, strict=True))
+    if late := [function for function, result in both if isinstance(result, TimeIsUpError)]:
+        raise _too_long(late, timeout)
+    if lost := [function for function, result in both if isinstance(result, LoopEndedError)]:
+        raise RewardError(
+            f"Reward function {_names(lost)} ended the event loop: something it started stopped it "
+            "or called sys.exit()."
+        )
+    for function, result in both:
+        if isinstance(result, BaseException):
+            raise _raised(function, result) from result
 
 
 def copied(value: Any) -> Any:
@@ -87,93 +92,12 @@ def _raised(function: RewardFunction, error: BaseException) -> RewardError:
     return RewardError(f"Reward function {function.name!r} raised {type(error).__name__}: {reason}")
 
 
-def _too_long(names: str, timeout: float) -> RewardError:
+def _too_long(functions: list[RewardFunction], timeout: float | int) -> RewardError:
     return RewardError(
-        f"Reward function {names} took longer than reward_timeout={timeout:g} seconds for a batch."
+        f"Reward function {_names(functions)} took longer than reward_timeout={timeout:g} seconds "
+        "for a batch."
     )
 
 
-@contextmanager
-def _deadline(name: str, timeout: float | int | None) -> Iterator[None]:
-    """Interrupt the main thread, waiting calls of the operating system included, when time is up.
-
-    SIGVTALRM, as SIGALRM is what verifiers limit themselves with.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not timeout or not main or not hasattr(signal, "pthread_kill"):
-        yield
-        return
-    running = True
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if running:
-            raise _TimeIsUpError
-
-    before = signal.signal(signal.SIGVTALRM, interrupt)
-    target = (threading.main_thread().ident, signal.SIGVTALRM)
-    timer = threading.Timer(timeout, signal.pthread_kill, target)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except _TimeIsUpError:
-        raise _too_long(repr(name), timeout) from None
-    finally:
-        running = False
-        timer.cancel()
-        timer.join()
-        signal.signal(signal.SIGVTALRM, before)
-
-
-# --- async functions -------------------------------------------------------------------------
-
-
-def _wait_for(
-    awaitables: list[Any], functions: list[RewardFunction], timeout: float | int | None
-) -> list[Any]:
-    """What each gave, or what it raised."""
-    loop, thread = _event_loop()
-    done: set[int] = set()
-
-    async def settled(i: int) -> Any:
-        try:
-            return await awaitables[i]
-        except (Exception, SystemExit) as error:  # SystemExit would end the loop
-            return error
-        finally:
-            done.add(i)
-
-    async def all_settled() -> list[Any]:
-        tasks = (settled(i) for i in range(len(awaitables)))
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    future = asyncio.run_coroutine_threadsafe(all_settled(), loop)
-    until = time.monotonic() + (timeout or float("inf"))
-    while not future.done():
-        concurrent.futures.wait([future], timeout=LOOK_SECONDS)
-        late = ", ".join(repr(f.name) for i, f in enumerate(functions) if i not in done)
-        if future.done() or (thread.is_alive() and time.monotonic() < until):
-            continue
-        _event_loop.cache_clear()
-        future.cancel()
-        if thread.is_alive():
-            raise _too_long(late, timeout)
-        raise RewardError(
-            f"Reward function {late} ended the event loop: something it started stopped it or "
-            "called sys.exit()."
-        )
-    return future.result()
-
-
-@functools.cache
-def _event_loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
-    """One loop for the whole run: async clients keep connections tied to the loop they began on."""
-    loop = asyncio.new_event_loop()
-
-    def run() -> None:
-        with suppress(SystemExit):  # of a task; `_wait_for` sees that the loop has ended
-            loop.run_forever()
-
-    thread = threading.Thread(target=run, name="spo-rewards", daemon=True)
-    thread.start()
-    return loop, thread
+def _names(functions: list[RewardFunction]) -> str:
+    return ", ".join(repr(function.name) for function in functions)
