@@ -361,6 +361,19 @@ class SPOConfig:
         ROLLOUT,
         low=1,
     )
+    max_tool_calling_iterations: int | None = option(
+        None,
+        "Rounds of tool calls in one completion; None: as many as fit into max_completion_length.",
+        ROLLOUT,
+        low=0,
+    )
+    tool_timeout: float | None = option(
+        60.0,
+        "Seconds that a tool may take for a call before the policy reads an error instead; None: "
+        "for ever.",
+        ROLLOUT,
+        low=0,
+    )
     rollout_logprobs: Literal["sampling", "scoring"] = option(
         "sampling",
         "Where old log-probs and entropies come from: recorded while sampling (no extra pass), or "

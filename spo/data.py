@@ -4,7 +4,7 @@ Input: a hub name, a local file or folder, `reasoning_gym/<task>`, or a `dataset
 Output: `PreparedPrompts`, the same rows with `prompt_text` and `prompt_ids`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,10 @@ from spo.rewards.logged import RESERVED
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+ToolSchemas = dict[str | None, list[dict[str, Any]]]
+"""Functions as the chat template is told of them, by the environment whose they are; None: of every
+row."""
 
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -126,26 +130,22 @@ def prepare_prompts(
     max_prompt_length: int | None = None,
     overlong_prompts: str = "drop",
     chat_template_kwargs: dict[str, Any] | None = None,
+    tools: ToolSchemas | None = None,
 ) -> PreparedPrompts:
     """Apply the chat template, tokenise, and treat over-long prompts as asked.
 
     A text prompt gets the special tokens its tokenizer puts in front of a text, never those put
     behind it: an end token ends the prompt. Chat messages get exactly the special tokens that the
-    chat template writes; it is handed a column `tools`, and `chat_template_kwargs`, of which a
-    column of that name wins. `overlong_prompts` is "drop", or "truncate_left", which keeps the
-    prompt's end and a leading bos.
+    chat template writes; it is handed `tools` and `chat_template_kwargs`, over which columns of
+    these names win. `overlong_prompts` is "drop", or "truncate_left", which keeps the prompt's end
+    and a leading bos.
 
     Raises:
         ValueError: no rows, column, chat template or valid prompt, or every prompt dropped.
     """
     _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts)
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    is_chat = isinstance(dataset[0][prompt_column], list)
-    if is_chat and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"Column {prompt_column!r} holds chat messages but the tokenizer has no chat template: "
-            "use an instruction-tuned model's tokenizer, set tokenizer.chat_template, or give text."
-        )
+    is_chat = _is_chat(dataset, prompt_column, tokenizer, wants_chat=bool(tools))
     tokenized = dataset.map(
         _tokenize_batch,
         batched=True,
@@ -156,6 +156,7 @@ def prepare_prompts(
             "is_chat": is_chat,
             "max_length": max_prompt_length,
             "template_kwargs": chat_template_kwargs or {},
+            "tools": tools or {None: []},
             "code_version": __version__,  # datasets caches by the function's name, not its code
         },
         desc="Tokenizing prompts",
@@ -175,7 +176,12 @@ def prepare_prompts(
 
 
 def prepare_split(
-    dataset: Any, name: str, processing_class: Any, args: SPOConfig, say: Callable[[str], None]
+    dataset: Any,
+    name: str,
+    processing_class: Any,
+    args: SPOConfig,
+    say: Callable[[str], None],
+    tools: ToolSchemas | None = None,
 ) -> "Dataset":
     """`prepare_prompts` as `args` describe it; says how many were dropped or cut."""
     if dataset is None:
@@ -186,6 +192,7 @@ def prepare_split(
         max_prompt_length=args.max_prompt_length,
         overlong_prompts=args.overlong_prompts,
         chat_template_kwargs=args.chat_template_kwargs,
+        tools=tools,
     )
     if prepared.num_dropped or prepared.num_truncated:
         say(
@@ -240,6 +247,22 @@ def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_
             )
 
 
+def _is_chat(dataset: "Dataset", column: str, tokenizer: Any, wants_chat: bool) -> bool:
+    """The column holds messages, which the tokenizer has a template for."""
+    is_chat = isinstance(dataset[0][column], list)
+    if is_chat and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"Column {column!r} holds chat messages but the tokenizer has no chat template: "
+            "use an instruction-tuned model's tokenizer, set tokenizer.chat_template, or give text."
+        )
+    if wants_chat and not is_chat:
+        raise ValueError(
+            f"Tools need chat messages; column {column!r} holds text: give lists such as "
+            '[{"role": "user", "content": text}].'
+        )
+    return is_chat
+
+
 def require_column(dataset: "Dataset", column: str) -> None:
     """ValueError where a data set has no such column."""
     columns = dataset.column_names
@@ -249,13 +272,13 @@ def require_column(dataset: "Dataset", column: str) -> None:
 
 
 def _tokenize_batch(
-    batch, indices, *, column, tokenizer, is_chat, max_length, template_kwargs, code_version
+    batch, indices, *, column, tokenizer, is_chat, max_length, template_kwargs, tools, code_version
 ):
     """The added columns of one `Dataset.map` batch; `_overlong` marks what was cut on the left."""
     names = [f"row {index} of column {column!r}" for index in indices]
-    given = _template_arguments(batch, len(names), template_kwargs)
+    given = template_arguments(batch, len(names), template_kwargs, tools)
     prompts = zip(batch[column], names, given, strict=True)
-    texts = [_render(prompt, tokenizer, name, more) for prompt, name, more in prompts]
+    texts = [render(prompt, tokenizer, name, more) for prompt, name, more in prompts]
     num_before, num_after = (0, 0) if is_chat else _num_added_special_tokens(tokenizer)
     rows = tokenizer(texts, add_special_tokens=not is_chat, verbose=False)["input_ids"]
     rows = [list(ids[: len(ids) - num_after]) for ids in rows]
@@ -272,14 +295,31 @@ def _tokenize_batch(
     return {"prompt_text": texts, "prompt_ids": rows, "_overlong": overlong}
 
 
-def _template_arguments(batch, num_rows: int, template_kwargs: dict) -> list[dict[str, Any]]:
-    """What each row's chat template is told besides its messages."""
-    tools = batch["tools"] if "tools" in batch else [None] * num_rows
+def template_arguments(
+    batch: Mapping[str, Any], num_rows: int, template_kwargs: dict[str, Any], tools: ToolSchemas
+) -> list[dict[str, Any]]:
+    """What each row's chat template is told besides its messages; the row's own columns win."""
+    of_run = [tools[None]] * num_rows if None in tools else _tools_by_environment(batch, tools)
+    own_tools = batch["tools"] if "tools" in batch else [None] * num_rows
     of_rows = batch["chat_template_kwargs"] if "chat_template_kwargs" in batch else [{}] * num_rows
-    return [
-        template_kwargs | _without_none(more or {}) | ({"tools": _without_none(t)} if t else {})
-        for t, more in zip(tools, of_rows, strict=True)
+    rows = zip(of_run, own_tools, of_rows, strict=True)
+    schemas = [
+        (_without_none(own) if own else run, _without_none(more or {})) for run, own, more in rows
     ]
+    return [template_kwargs | more | ({"tools": t} if t else {}) for t, more in schemas]
+
+
+def _tools_by_environment(batch: Mapping[str, Any], tools: ToolSchemas) -> list[list]:
+    if "environment" not in batch:
+        raise ValueError(
+            "Several environments need a column 'environment' that names each row's: one of "
+            f"{list(tools)}."
+        )
+    if unknown := sorted({str(name) for name in batch["environment"] if name not in tools}):
+        raise ValueError(
+            f"Column 'environment' says {unknown[0]!r}; environment_factory has {list(tools)}."
+        )
+    return [tools[name] for name in batch["environment"]]
 
 
 def _without_none(value: Any) -> Any:
@@ -289,7 +329,7 @@ def _without_none(value: Any) -> Any:
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
-def _render(prompt: Any, tokenizer, name: str, template_arguments: dict[str, Any]) -> str:
+def render(prompt: Any, tokenizer, name: str, template_arguments: dict[str, Any]) -> str:
     """The text of a prompt: itself, or chat messages through the tokenizer's template."""
     from jinja2 import TemplateError
 

@@ -13,6 +13,7 @@ from spo.advantages import assign_credit
 from spo.config import SPOConfig
 from spo.generation.engine import Generator, SamplingParams
 from spo.generation.text import completion_texts
+from spo.metrics import tool_metrics
 from spo.networks.network import Network
 from spo.prompts import PromptBatch
 from spo.rewards.functions import RewardFunction, nothing_scored
@@ -72,9 +73,11 @@ def evaluate(
         texts, ends = completion_texts(processing_class, completions.token_ids)
         rewards = reward(prompts, texts, completions, reward_functions, args, trainer_state)
         logged.append(rewards.logged)
-        lengths = [len(ids) for ids in completions.token_ids]
-        columns = (lengths, rewards.completion_rewards, rewards.rewards_by_function)
-        scores += np.column_stack(columns).tolist()
+        none = np.full(len(rows), np.nan)
+        counts = (completions.tool_calls, completions.tool_failures)
+        counts = (none if column is None else column for column in counts)
+        columns = (completions.lengths, rewards.completion_rewards, rewards.rewards_by_function)
+        scores += np.column_stack((*columns, *counts)).tolist()
         if policy is not None:
             kept.keep(records(prompts, completions, texts, ends, rewards, args), completions)
     names = [function.name for function in reward_functions]
@@ -131,13 +134,17 @@ class _Kept:
 
 
 def _means(scores: np.ndarray, reward_names: list[str]) -> dict[str, float]:
-    """Columns length, reward, one per reward function -> means over what could be scored."""
+    """Columns length, reward, one per reward function, calls and failures of tools -> means over
+    what could be scored."""
     names = ["completions/mean_length", "reward", *(f"rewards/{n}/mean" for n in reward_names)]
     metrics = {
         name: float(np.nanmean(column))
-        for name, column in zip(names, scores.T, strict=True)
+        for name, column in zip(names, scores[:, :-2].T, strict=True)
         if not np.isnan(column).all()
     }
+    calls, failures = scores[:, -2:].T
+    if not np.isnan(calls).any():
+        metrics |= tool_metrics(calls, failures)
     if reward_names[0] in VERIFIERS:
         metrics["accuracy"] = float((scores[:, 2] >= 1.0).mean())
     return metrics

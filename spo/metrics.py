@@ -1,7 +1,7 @@
 """Rollouts and credit -> the numbers a person watches. Pure numpy."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 
 from spo.config import SPOConfig
 from spo.kl import kl_k3
@@ -30,7 +30,8 @@ def explained_variance(
 
 def rollout_metrics(rollouts: Rollouts, credit: Credit, config: SPOConfig) -> dict[str, float]:
     """Rewards, lengths, entropy, segments and critic fit of one rollout batch."""
-    lengths, mask = rollouts.lengths, rollouts.actions
+    mask = rollouts.actions
+    lengths = mask.sum(1)
     in_loss = rollouts.loss_mask(config.mask_truncated_completions)
     segments = credit.segment_ids.max(axis=1, initial=-1) + 1
     metrics = rollouts.logged_metrics | {
@@ -45,6 +46,8 @@ def rollout_metrics(rollouts: Rollouts, credit: Credit, config: SPOConfig) -> di
         "spo/mean_segments_per_sequence": float(segments.mean()),
         "spo/advantage_abs_mean": _mean(np.abs(credit.token_advantages[in_loss])),
     }
+    if rollouts.tool_calls is not None:
+        metrics |= tool_metrics(rollouts.tool_calls, rollouts.tool_failures)
     for i, name in enumerate(rollouts.reward_names):
         metrics[f"rewards/{name}/mean"] = _mean(rollouts.rewards_by_function[:, i])
         metrics[f"rewards/{name}/std"] = _std(rollouts.rewards_by_function[:, i])
@@ -69,6 +72,21 @@ def zero_spread_fraction(rollouts: Rollouts) -> float:
     low = np.nanmin(np.where(np.isnan(groups), np.inf, groups), axis=1)
     high = np.nanmax(np.where(np.isnan(groups), -np.inf, groups), axis=1)
     return float((high - low <= 1e-8).mean())
+
+
+def tool_metrics(
+    tool_calls: Real[np.ndarray, " B"], tool_failures: Real[np.ndarray, " B"]
+) -> dict[str, float]:
+    """Calls per completion, and the fraction of calls that failed.
+
+    >>> tool_metrics(np.array([2, 0]), np.array([1, 0]))
+    {'tools/call_frequency': 1.0, 'tools/failure_frequency': 0.5}
+    """
+    calls = float(tool_calls.sum())
+    return {
+        "tools/call_frequency": calls / max(len(tool_calls), 1),
+        "tools/failure_frequency": float(tool_failures.sum()) / max(calls, 1.0),
+    }
 
 
 def _mean(values: np.ndarray) -> float:

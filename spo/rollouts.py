@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spo.columns import CREDIT_FLOATS, TOKEN_FLOATS, credit_fields, rollout_fields, to_columns
+from spo.completions import Completions
 from spo.config import SPOConfig
 from spo.parquet import METADATA_KEY, SCHEMA_VERSION, read_metadata, read_table, write_table
 
@@ -41,35 +42,6 @@ __all__ = [
     "select_rows",
     "stack_rows",
 ]
-
-
-@dataclass(frozen=True)
-class Completions:
-    """What a generator makes of one process's prompts: ragged, one entry per row.
-
-    Attributes:
-        prompt_ids: the prompts as they were completed.
-        token_ids: sampled tokens, the end token included.
-        truncated: the row reached the length limit without an end token.
-        token_logprobs, token_entropies: of the policy's full distribution at the sampling
-            temperature; None where the trainer's own pass has to find them.
-        action_mask: True where the policy chose the token, False on a tool's or environment's;
-            None: it chose all of them.
-        token_logprobs_sampler: what another engine than the trainer's said of its samples.
-        columns: further columns for the reward functions.
-    """
-
-    prompt_ids: list[list[int]]
-    token_ids: list[list[int]]
-    truncated: list[bool]
-    token_logprobs: list[list[float]] | None = None
-    token_entropies: list[list[float]] | None = None
-    action_mask: list[list[bool]] | None = None
-    token_logprobs_sampler: list[list[float]] | None = None
-    columns: dict[str, list] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -99,6 +71,8 @@ class Rollouts:
             None where it reads none at all.
         reference_origins: where each came from: the column's name, "peer" or "memory".
         logged_metrics, logged_columns: what reward functions logged beside their rewards.
+        tool_calls, tool_failures: how many tools each completion called, and how many of them
+            failed; None: there were none to call.
     """
 
     step: int
@@ -127,6 +101,8 @@ class Rollouts:
     reference_origins: list[str | None] | None = None
     logged_metrics: dict[str, float] = field(default_factory=dict)
     logged_columns: dict[str, list] = field(default_factory=dict)
+    tool_calls: Int[np.ndarray, " B"] | None = None
+    tool_failures: Int[np.ndarray, " B"] | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -285,6 +261,9 @@ def stack_rows(
     def column(name):
         return [record[name] for record in records]
 
+    def counts(name):
+        return np.array(column(name)) if name in records[0] else None
+
     kept = [record.get("columns", {}) for record in records]
     return Rollouts(
         step=step,
@@ -304,6 +283,8 @@ def stack_rows(
         action_mask=stacked("action_mask", bool),
         token_logprobs_sampler=stacked("token_logprobs_sampler", np.float32),
         columns={name: [row[name] for row in kept] for name in kept[0]},
+        tool_calls=counts("tool_calls"),
+        tool_failures=counts("tool_failures"),
     )
 
 

@@ -78,9 +78,10 @@ def records(
 ) -> list[dict[str, Any]]:
     """What is known of each completion but what a network says of it, for `stack_rows`."""
     lengths = [len(ids) for ids in completions.token_ids]
+    shown = prompts if completions.prompts is None else completions.prompts
     columns = {
         "prompt_index": prompts.index,
-        "prompt": prompts.prompt_texts,
+        "prompt": shown.prompt_texts,
         "completion": texts,
         "token_ends": token_ends,
         "token_rewards": [row[:n] for row, n in zip(rewards.token_rewards, lengths, strict=True)],
@@ -91,7 +92,9 @@ def records(
         "truncated": completions.truncated,
         "action_mask": completions.action_mask,
         "token_logprobs_sampler": completions.token_logprobs_sampler,
-        "columns": _kept_columns(prompts, args),
+        "tool_calls": completions.tool_calls,
+        "tool_failures": completions.tool_failures,
+        "columns": _kept_columns(shown, args),
     }
     return with_columns([{} for _ in range(len(prompts))], columns)
 
@@ -130,13 +133,17 @@ def reward(
     trainer_state: Any = None,
 ) -> CompletionRewards:
     """Call the reward functions on this process's rows."""
-    answers = (
-        [[{"role": "assistant", "content": text}] for text in texts] if prompts.is_chat else texts
-    )
+    shown = prompts if completions.prompts is None else completions.prompts
+    answers = texts if completions.messages is None else completions.messages
+    if shown.is_chat and completions.messages is None:
+        answers = [[{"role": "assistant", "content": text}] for text in texts]
+    weights = args.reward_weights
+    if weights is not None:  # an environment's own reward has weight 1
+        weights = [*weights, *[1.0] * (len(reward_functions) - len(weights))]
     return score_completions(
         reward_functions,
-        args.reward_weights,
-        prompts.prompts,
+        weights,
+        shown.prompts,
         answers,
         completions.token_ids,
         prompts.columns | completions.columns,

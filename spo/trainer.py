@@ -17,6 +17,7 @@ from spo.advantages import assign_credit
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError
 from spo.generation.build import build_generator, sampling_params
+from spo.generation.toolbox import build_toolbox
 from spo.learner import build_learner
 from spo.metrics import rollout_metrics
 from spo.networks.build import build_networks
@@ -62,6 +63,9 @@ class SPOTrainer(TrainerSurface):
         rollout_func: samples instead of the policy, in training and evaluation: `f(prompts,
             trainer) -> {"prompt_ids", "completion_ids"}` with one entry per prompt given, and, if
             it has them, `logprobs` and `env_mask`; further keys go to the rewards.
+        tools: functions that the policy may call.
+        environment_factory: makes an environment, whose public methods are tools as well; or a dict
+            of such functions, from which column "environment" chooses.
 
     Raises:
         ValueError: settings, data or models that do not fit together; one sentence each.
@@ -70,7 +74,7 @@ class SPOTrainer(TrainerSurface):
     def __init__(
         self,
         model: str | os.PathLike | PreTrainedModel | Any,
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: SPOConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -82,6 +86,8 @@ class SPOTrainer(TrainerSurface):
         quantization_config: Any = None,
         value_model: Any = None,
         rollout_func: Callable[..., dict[str, list]] | None = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        environment_factory: Any = None,
     ):
         self.args = args = args or SPOConfig()
         self.accelerator = accelerator = make_accelerator(args)
@@ -91,14 +97,14 @@ class SPOTrainer(TrainerSurface):
         value_model = value_model if args.use_value_network else None
         args.check_batches(accelerator.num_processes, args.wants_critic(value_model is not None))
         self.processing_class = resolve_tokenizer(model, processing_class, args.model_init_kwargs)
+        self.toolbox = build_toolbox(tools, environment_factory, args.tool_timeout)
         self.train_dataset = self._prepare(train_dataset, "train_dataset")
         self.eval_dataset = None
         if eval_dataset is not None:
             self.eval_dataset = self._prepare_evaluation(eval_dataset)
-        self.reward_functions = build_rewards(
-            reward_funcs, reward_processing_classes, args, accelerator.device
-        )
-        if rollout_func is None:  # which may add columns
+        given = (reward_funcs, reward_processing_classes, self.toolbox)
+        self.reward_functions = build_rewards(*given, args, accelerator.device)
+        if rollout_func is None and environment_factory is None:  # which may add columns
             check_columns(self.reward_functions, self.train_dataset.column_names)
         self.output_dir = folder.prepare_output_dir(args, accelerator)
         given = (self.processing_class, accelerator.device, peft_config, quantization_config)
@@ -110,7 +116,7 @@ class SPOTrainer(TrainerSurface):
         plan = (accelerator, args, self.max_steps * updates)
         self.policy_learner = build_learner(self.policy, "logprobs", *plan, *optimizers)
         self.sampling_params = sampling_params(self.model, self.processing_class, args)
-        self.generator = build_generator(rollout_func, self, self.policy, args)
+        self.generator = build_generator(rollout_func, self.toolbox, self, self.policy, args)
         samples = (self.processing_class, self.generator, self.sampling_params)
         parts = (self.policy, *samples, self.reward_functions, self.train_dataset, args)
         self.critic = CriticBuilder(*parts).build(critic_network, value_model, *plan)

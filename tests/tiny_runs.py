@@ -71,7 +71,8 @@ def make_trainer(output_dir: Any, model: Any = None, **given: Any) -> SPOTrainer
     """A trainer of `policy()`; arguments of SPOTrainer by name, all others go to the config."""
     names = (
         "reward_funcs train_dataset eval_dataset processing_class callbacks optimizers peft_config "
-        "value_model rollout_func reward_processing_classes quantization_config"
+        "value_model rollout_func reward_processing_classes quantization_config tools "
+        "environment_factory"
     )
     arguments = {name: given.pop(name) for name in names.split() if name in given}
     defaults = {

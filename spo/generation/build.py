@@ -10,6 +10,9 @@ from spo.generation.processors import check_processors
 from spo.generation.rollout_func import RolloutFunc
 from spo.generation.sampler import Sampler
 from spo.generation.text import eos_token_ids
+from spo.generation.tool_chat import ToolChat
+from spo.generation.toolbox import Toolbox
+from spo.generation.tools import ToolUse
 from spo.generation.vllm import VllmServer, check_sampling
 from spo.generation.vllm_client import Client
 from spo.generation.vllm_colocate import VllmColocate
@@ -36,16 +39,28 @@ def sampling_params(model: Any, processing_class: Any, args: SPOConfig) -> Sampl
 
 def build_generator(
     rollout_func: Callable[..., dict[str, list]] | None,
+    toolbox: Toolbox | None,
     trainer: Any,
     policy: Network,
     args: SPOConfig,
 ) -> Generator:
-    """An engine, or a person's function, which is handed the trainer."""
+    """An engine, or a person's function, which is handed the trainer; with tools, what goes on
+    behind their answers."""
     if rollout_func is not None and args.use_vllm:
         raise ValueError("rollout_func and use_vllm both sample; leave one of them out.")
+    if rollout_func is not None and toolbox is not None:
+        raise ValueError(
+            "rollout_func runs its tools itself and returns env_mask: give it, or tools and "
+            "environment_factory, not both."
+        )
     if rollout_func is not None:
         return RolloutFunc(rollout_func, trainer)
-    return build_engine(policy, Path(trainer.output_dir), args)
+    engine = build_engine(policy, Path(trainer.output_dir), args)
+    if toolbox is None:
+        return engine
+    ends = eos_token_ids(policy.model, trainer.processing_class)
+    chat = ToolChat(trainer.processing_class, ends, args.chat_template_kwargs or {})
+    return ToolUse(engine, toolbox, chat, args.max_tool_calling_iterations)
 
 
 def build_engine(policy: Network, output_dir: Path, args: SPOConfig) -> Generator:

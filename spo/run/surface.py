@@ -130,8 +130,8 @@ class TrainerSurface:
         }
 
     def _prepare(self, dataset: Any, name: str) -> Any:
-        say = self.accelerator.print
-        return prepare_split(dataset, name, self.processing_class, self.args, say)
+        given = (self.processing_class, self.args, self.accelerator.print)
+        return prepare_split(dataset, name, *given, self.toolbox and self.toolbox.schemas)
 
     def _evaluate_and_save(self, step: int, epoch_ended: bool = False) -> None:
         """What is due behind a step, or behind the epoch that ends with it."""
