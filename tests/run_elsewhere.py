@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tiny_runs as runs
+import tool_runs
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
@@ -31,7 +32,8 @@ from spo.run import run as run_module
 # --- the same training whatever the number of processes --------------------------------------
 def run_cases(folder: Path, rank: int, world: int) -> None:
     """Train each case on a global batch of 8 per update; save what this process ended with."""
-    for case in (full, shared_critic, all_sources, adapters, nothing_to_learn_from, script):
+    cases = (full, shared_critic, all_sources, adapters, nothing_to_learn_from, tools, script)
+    for case in cases:
         weights = case(folder, rank, world)
         np.savez(folder / f"{case.__name__}-{rank}.npz", **weights)
 
@@ -168,6 +170,18 @@ def nothing_to_learn_from(folder: Path, rank: int, world: int) -> dict[str, np.n
         mask_truncated_completions=True,
         weight_decay=0.1,
         adam_epsilon=1e-3,
+    )
+    trainer.train()
+    return runs.weights_of(trainer)
+
+
+def tools(folder: Path, rank: int, world: int) -> dict[str, np.ndarray]:
+    """A policy that calls tools, several times in a completion."""
+    trainer = tool_runs.sampled(
+        folder / "tools",
+        per_device_train_batch_size=8 // world,
+        adam_epsilon=1e-3,
+        eval_dataset=tool_runs.chats(3),
     )
     trainer.train()
     return runs.weights_of(trainer)

@@ -107,7 +107,7 @@ def start(command: str, folder: Path, log: Path, variables: dict[str, str]) -> s
     )
 
 
-CASES = ["full", "shared_critic", "all_sources", "adapters", "nothing_to_learn_from"]
+CASES = ["full", "shared_critic", "all_sources", "adapters", "nothing_to_learn_from", "tools"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 import tiny_runs as runs
-from datasets import Dataset
 from tiny import EOS, byte_tokenizer
+from tool_runs import BRACKETS, BRACKETS_RESPONSE, TEMPLATE, chats, sampled, tokenizer, without
 
 from spo.completions import Completions
 from spo.generation.engine import SamplingParams
@@ -17,24 +17,6 @@ from spo.generation.tool_chat import ToolChat
 from spo.generation.toolbox import Toolbox
 from spo.generation.tools import TURN, ToolUse
 from spo.prompts import PromptBatch
-
-TEMPLATE = """\
-{%- if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}
-{%- for m in messages %}
-{{- '<' + m.role + '>' + (m.content or '') }}
-{%- for call in m.tool_calls or [] %}
-{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{- call.function.arguments | tojson + '}\\n</tool_call>' }}
-{%- endfor %}
-{{- '<eos>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
-
-
-def tokenizer():
-    with_template = byte_tokenizer()
-    with_template.chat_template = TEMPLATE
-    return with_template
 
 
 def calc(expression: str) -> str:
@@ -390,14 +372,7 @@ def test_a_column_chooses_among_several_environments():
 # --- what is refused --------------------------------------------------------------------------
 
 
-def without(*, template=TEMPLATE, response=None):
-    changed = tokenizer()
-    changed.chat_template, changed.response_template = template, response
-    return changed
-
-
 NO_ANSWERS = TEMPLATE.replace("for m in messages", "for m in messages if m.role != 'tool'")
-BRACKETS = TEMPLATE.replace("<tool_call>", "[CALL]").replace("</tool_call>", "[/CALL]")
 
 
 @pytest.mark.parametrize(
@@ -416,22 +391,8 @@ def test_a_template_that_cannot_do_it_is_told(template, sentence):
 
 
 def test_the_tokenizer_s_own_response_template_reads_its_calls():
-    response = {
-        "defaults": {"role": "assistant"},
-        "start_anchor": "<assistant>",
-        "fields": {
-            "tool_calls": {
-                "open_pattern": r"\[CALL\]",
-                "close": "[/CALL]",
-                "repeats": True,
-                "content": "json",
-                "transform": {"type": "function", "function": "{content}"},
-            },
-            "content": {"content": "text", "close": "<eos>"},
-        },
-    }
     use = generator("[CALL]" + call("calc", expression="1+2")[11:-12] + "[/CALL]", "3")
-    use.chat = ToolChat(without(template=BRACKETS, response=response), (EOS,), {})
+    use.chat = ToolChat(without(template=BRACKETS, response=BRACKETS_RESPONSE), (EOS,), {})
     assert complete(use).messages[0][1]["content"] == "3"
 
 
@@ -449,11 +410,6 @@ def bare(x):
 
 
 # --- training ---------------------------------------------------------------------------------
-
-
-def chats(count=4, **columns):
-    rows = [[{"role": "user", "content": "1 + " * (i % 3) + str(i)}] for i in range(count)]
-    return Dataset.from_dict({"prompt": rows, **columns})
 
 
 def train(folder, *turns, columns=None, inner=None, resume=None, **given):
@@ -501,42 +457,6 @@ def test_training_credits_what_the_policy_wrote_and_a_turn_starts_a_segment(tmp_
     assert [line["eval/tools/call_frequency"] for line in evaluations] == [2.0, 2.0]
     assert evaluations[0]["eval/completions/mean_length"] == words_said
     assert trainer.state.global_step == 2
-
-
-def sampled(folder, tools=True, **given):
-    """A run whose policy samples: a short call is likely in the shape that its tokenizer reads."""
-    response = {
-        "defaults": {"role": "assistant"},
-        "start_anchor": "<assistant>",
-        "fields": {
-            "tool_calls": {
-                "open_pattern": "(?P<name>[a-z])",
-                "close_pattern": "[A-Z]|$",
-                "repeats": True,
-                "content": "text",
-                "transform": {
-                    "type": "function",
-                    "function": {"name": "again", "arguments": {"text": "{content}"}},
-                },
-            },
-            "content": {"content": "text", "close": "<eos>"},
-        },
-    }
-    chat = without(template=BRACKETS, response=response)
-    settings = {"tools": [again], "max_completion_length": 60, "processing_class": chat}
-    settings |= {"reward_funcs": runs.low_bytes, "value_model": "policy", "max_steps": 3}
-    model = runs.policy()
-    trainer = runs.make_trainer(folder, model, train_dataset=chats(), **settings | given)
-    return trainer
-
-
-def again(text: str) -> str:
-    """Say it again.
-
-    Args:
-        text: what
-    """
-    return text[:3] + "!"
 
 
 def test_a_resumed_run_is_the_same_and_so_is_any_split_of_its_rows(tmp_path):
