@@ -26,12 +26,30 @@ CHAT_TEMPLATE = """\
 {%- for message in messages %}
 {{- message.content or '' }}
 {%- for call in message.tool_calls or [] %}
-{{- '<tool_call>{"name": "' + call.function.name + '", "arguments": ' }}
-{{- call.function.arguments | tojson + '}</tool_call>' }}
+{{- call.function.name + '[' + call.function.arguments.values() | join + ']' }}
 {%- endfor %}
 {{- eos_token if message.role == 'assistant' }}{{- '\\n' }}
 {%- endfor %}
 {{- '>' if add_generation_prompt }}"""
+
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": ">",
+    "fields": {
+        "tool_calls": {
+            "open_pattern": r"(?P<name>[a-z]+)\[",
+            "close": "]",
+            "repeats": True,
+            "content": "text",
+            "transform": {
+                "type": "function",
+                "function": {"name": "{name}", "arguments": {"terms": "{content}"}},
+            },
+        },
+        "content": {"content": "text", "close": "<eos>"},
+    },
+}
+"""How the template above writes a call, calc[3 + 4], for whoever reads one."""
 
 
 def calc(terms: str) -> str:
@@ -89,7 +107,7 @@ def teach(model, tokenizer, prompts: list[list[dict]], shown: float, steps: int)
     """Imitate demonstrations: `shown` of them with a call, the others the model's own solutions."""
     rng = random.Random(0)
     own = without_calculator(model, tokenizer, prompts)
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(steps):
         rows, labels = [], []
         for i in rng.choices(range(len(prompts)), k=32):
@@ -111,13 +129,13 @@ def teach(model, tokenizer, prompts: list[list[dict]], shown: float, steps: int)
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shown", type=float, default=0.15, help="demonstrations with a call")
-    parser.add_argument("--teach_steps", type=int, default=120, help="steps of imitation")
-    parser.add_argument("--max_steps", type=int, default=20, help="steps of SPO")
+    parser.add_argument("--teach_steps", type=int, default=150, help="steps of imitation")
+    parser.add_argument("--max_steps", type=int, default=30, help="steps of SPO")
     parser.add_argument("--output_dir", default="runs/calculator")
     args = parser.parse_args(argv)
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template, tokenizer.response_template = CHAT_TEMPLATE, RESPONSE_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     train = problems(2000, seed=1)
     loss = teach(model, tokenizer, train["prompt"][:500], args.shown, args.teach_steps)
@@ -129,7 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         max_steps=args.max_steps,
         num_generations=8,
         per_device_train_batch_size=64,
-        max_completion_length=128,
+        max_completion_length=96,
         max_tool_calling_iterations=2,
         entropy_percentile=0.2,
         lam=0.8,

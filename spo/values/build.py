@@ -11,6 +11,7 @@ from spo.config import SPOConfig
 from spo.data import require_column
 from spo.generation.engine import Generator, SamplingParams
 from spo.generation.rollout_func import RolloutFunc
+from spo.generation.tools import ToolUse
 from spo.learner import build_learner
 from spo.networks.checks import known_positions
 from spo.networks.network import Network
@@ -108,10 +109,10 @@ class CriticBuilder:
 
     def _monte_carlo(self) -> MonteCarloInputs:
         args = self.args
-        if isinstance(self.generator, RolloutFunc):
+        if isinstance(self.generator, RolloutFunc | ToolUse):
             raise ValueError(
-                "The value source 'monte_carlo' continues completions, which a rollout_func "
-                "cannot; leave it out of value_sources."
+                "The value source 'monte_carlo' continues completions half-way, which neither a "
+                "rollout_func nor an environment of tools can; leave it out of value_sources."
             )
         return MonteCarloInputs(
             self.generator,
