@@ -205,6 +205,7 @@ def sampled_solutions(network, tokenizer, held_out, settings: dict[str, Any]):
     from spo.generation.engine import SamplingParams
     from spo.generation.sampler import sample, uniforms
     from spo.generation.text import completion_texts, eos_token_ids
+    from spo.networks.room import RowsInFlight
 
     prepared = prepare_prompts(held_out, tokenizer).dataset
     length = settings["max_completion_length"]
@@ -213,7 +214,7 @@ def sampled_solutions(network, tokenizer, held_out, settings: dict[str, Any]):
     training = network.model.training
     network.eval()
     with network.active():
-        samples = sample(network, list(prepared["prompt_ids"]), noise, params, max_rows=200)
+        samples = sample(network, list(prepared["prompt_ids"]), noise, params, RowsInFlight(200))
     network.train(training)
     return prepared, completion_texts(tokenizer, samples.token_ids)[0]
 

@@ -128,8 +128,8 @@ def teach(model, tokenizer, prompts: list[list[dict]], shown: float, steps: int)
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shown", type=float, default=0.15, help="demonstrations with a call")
-    parser.add_argument("--teach_steps", type=int, default=150, help="steps of imitation")
+    parser.add_argument("--shown", type=float, default=0.25, help="demonstrations with a call")
+    parser.add_argument("--teach_steps", type=int, default=500, help="steps of imitation")
     parser.add_argument("--max_steps", type=int, default=30, help="steps of SPO")
     parser.add_argument("--output_dir", default="runs/calculator")
     args = parser.parse_args(argv)

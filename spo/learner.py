@@ -6,7 +6,6 @@ whole step beforehand, so gradients just add up, over micro-batches and over pro
 Axes: B completions of the rollout batch, b rows of a micro-batch, T completion tokens.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,56 +17,17 @@ from torch import Tensor
 
 from spo.config import SPOConfig
 from spo.devices import widest_float
-from spo.errors import NonFiniteLossError, ShardedMemoryError
+from spo.errors import NonFiniteLossError
 from spo.losses import Sums
 from spo.networks.batching import MicroBatch, Sequences
 from spo.networks.network import Network
+from spo.networks.room import MicroBatchSize
 from spo.networks.sharding import DTensor, keep_whole_state, whole
 from spo.optimizers import build_optimizer, build_scheduler
 from spo.rollouts import Rollouts
 
 LossOf = Callable[[Tensor, MicroBatch], tuple[Tensor, Sums]]
 """(what the network says of a micro-batch, (b, T); the micro-batch) -> loss and sums."""
-
-
-@dataclass
-class MicroBatchSize:
-    """How much of a step is in memory at one time; out of memory makes it smaller for good.
-
-    Attributes:
-        max_rows: completions, unless `max_tokens` is set.
-        max_tokens: padded tokens of prompt and completion.
-    """
-
-    max_rows: int
-    max_tokens: int | None = None
-
-    def shrink(self, lengths: np.ndarray) -> bool:
-        """Halve the tokens for rows of these total lengths; False when one row is all there is."""
-        longest, budget = self._in_use(lengths)
-        if budget <= longest:
-            return False
-        self.max_tokens = max(budget // 2, longest)
-        warnings.warn(
-            f"Out of memory at {budget} tokens per micro-batch; going on with {self.max_tokens}. "
-            f"Set max_tokens_per_micro_batch={self.max_tokens} to start there.",
-            stacklevel=2,
-        )
-        return True
-
-    def too_large(self, lengths: np.ndarray) -> ShardedMemoryError:
-        """What a person can do where this process cannot halve alone."""
-        longest, budget = self._in_use(lengths)
-        return ShardedMemoryError(
-            f"Out of memory at {budget} tokens per micro-batch, while the other processes wait for "
-            "this one's part of the weights; go on with --max_tokens_per_micro_batch "
-            f"{max(budget // 2, longest)} --resume_from_checkpoint auto."
-        )
-
-    def _in_use(self, lengths: np.ndarray) -> tuple[int, int]:
-        """Tokens of the longest row, and of the largest micro-batch."""
-        longest = int(lengths.max())
-        return longest, self.max_tokens or longest * min(self.max_rows, len(lengths))
 
 
 @dataclass(frozen=True)

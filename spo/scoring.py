@@ -19,6 +19,7 @@ from spo.generation.text import completion_texts
 from spo.mismatch import check_same_model
 from spo.networks.batching import Sequences
 from spo.networks.network import Network
+from spo.networks.room import MicroBatchSize
 from spo.prompts import PromptBatch
 from spo.rewards.functions import (
     CompletionRewards,
@@ -224,23 +225,36 @@ def score_rows(
 
     Returns a ragged float32 column for each thing wanted, (length of the completion,) per row.
     """
+    rows = np.flatnonzero(sequences.lengths)
+    tokens = [args.max_tokens_per_micro_batch, network.max_scored_tokens]
+    tokens = [number for number in tokens if number is not None]
+    size = MicroBatchSize(args.per_device_train_batch_size, min(tokens, default=None))
+    network.train(False)
+    # inside, as sharded weights are gathered by all processes at once
+    with network.active(), network.gathered(), network.autocast():
+        while True:
+            try:
+                return _pass(network, want, sequences, rows, size)
+            except torch.OutOfMemoryError:
+                if not size.shrink(sequences.total_lengths[rows]):
+                    raise
+            network.max_scored_tokens = size.max_tokens  # for good
+            torch.cuda.empty_cache()  # what failed is freed by now
+
+
+def _pass(
+    network: Network, want: str, sequences: Sequences, rows: np.ndarray, size: MicroBatchSize
+) -> tuple[list[np.ndarray], ...]:
     columns = [
         [np.zeros(n, np.float32) for n in sequences.lengths]
         for _ in range(2 if want == "logprobs_and_entropies" else 1)
     ]
-    network.train(False)
-    with network.active(), network.gathered(), network.autocast():
-        for batch in sequences.micro_batches(
-            np.flatnonzero(sequences.lengths),
-            args.per_device_train_batch_size,
-            args.max_tokens_per_micro_batch,
-            network.device,
-        ):
-            output = network(batch, want)
-            parts = output if isinstance(output, tuple) else (output,)
-            for column, part in zip(columns, parts, strict=True):
-                for row, numbers in zip(batch.rows, part.cpu().numpy(), strict=True):
-                    column[row] = numbers[: sequences.lengths[row]]
+    for batch in sequences.micro_batches(rows, size.max_rows, size.max_tokens, network.device):
+        output = network(batch, want)
+        parts = output if isinstance(output, tuple) else (output,)
+        for column, part in zip(columns, parts, strict=True):
+            for row, numbers in zip(batch.rows, part.cpu().numpy(), strict=True):
+                column[row] = numbers[: sequences.lengths[row]]
     return tuple(columns)
 
 

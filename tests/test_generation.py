@@ -13,11 +13,12 @@ from spo.config import SPOConfig
 from spo.generation.build import sampling_params
 from spo.generation.engine import SamplingParams
 from spo.generation.rollout_func import RolloutFunc
-from spo.generation.sampler import invert_cdf, sample, uniforms
+from spo.generation.sampler import sample, search, uniforms
 from spo.generation.text import completion_texts, eos_token_ids
 from spo.networks.batching import Sequences
 from spo.networks.network import Network, Numerics
 from spo.networks.prefill import PreallocatedLayer, SharedPrompts
+from spo.networks.room import RowsInFlight
 from spo.prompts import PromptBatch
 from spo.scoring import score_rows
 
@@ -54,7 +55,8 @@ def noise(num_rows, length, seed=0):
 
 def run(model, prompts=PROMPTS, length=12, eos=(), seed=0, max_rows=None, **settings):
     params = SamplingParams(length, eos_token_ids=eos, **settings)
-    return sample(as_network(model), prompts, noise(len(prompts), length, seed), params, max_rows)
+    numbers = noise(len(prompts), length, seed)
+    return sample(as_network(model), prompts, numbers, params, RowsInFlight(max_rows))
 
 
 def as_network(model, temperature=1.0):
@@ -163,12 +165,12 @@ def test_the_cache_is_written_in_place_and_keeps_what_was_in_it(model):
     torch.testing.assert_close(ours, torch.cat([plain.layers[0].keys, new[0]], 2)[[2, 0]])
 
 
-def test_invert_cdf_gives_each_token_its_share_of_the_unit_interval():
+def test_the_search_gives_each_token_its_share_of_the_unit_interval():
     """Evenly spaced numbers, so that counts are the probabilities up to the two ends of a share."""
     logits = torch.tensor([1.0, -1.0, 0.0, 2.0, -float("inf"), 0.5])
     num = 40_000
     evenly = (torch.arange(num) + 0.5) / num
-    counts = np.bincount(invert_cdf(logits.expand(num, -1), evenly), minlength=6)
+    counts = np.bincount(search(logits.softmax(-1).cumsum(-1).expand(num, -1), evenly), minlength=6)
     expected = logits.double().softmax(-1).numpy() * num
     assert abs(counts - expected).max() < 2
     assert counts[4] == 0
@@ -181,7 +183,7 @@ def test_impossible_tokens_are_skipped_at_both_ends(noise, token):
     """1.0 is a float64 just below it, rounded to float32."""
     none = -float("inf")
     logits = torch.tensor([[none, 0.0, none, 0.0, none]])
-    assert invert_cdf(logits, torch.tensor([noise])).item() == token
+    assert search(logits.softmax(-1).cumsum(-1), torch.tensor([noise])).item() == token
 
 
 def next_token_probs(model, prompt, temperature=1.0):

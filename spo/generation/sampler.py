@@ -5,7 +5,8 @@ distribution. So a row's completion does not depend on which rows share its batc
 processes there are, or on where a run was resumed.
 
 The key-value cache of a prompt is computed once and shared by its completions; finished rows
-leave the batch.
+leave the batch. On an accelerator nothing is read back from it but every eighth token, when it is
+asked which rows have ended.
 """
 
 from itertools import chain
@@ -17,14 +18,17 @@ from torch import Tensor
 
 from spo.generation.engine import SamplingParams
 from spo.generation.processors import RowProcessors, of_distribution
-from spo.networks.logprobs import logprobs_and_entropies
 from spo.networks.network import Network
 from spo.networks.prefill import DecodeStep, SharedPrompts, select_rows
+from spo.networks.room import RowsInFlight
 from spo.prompts import PromptBatch
 from spo.rollouts import Completions
 
 CACHED_NUMBERS = 2**16
 """Float32 numbers whose temporaries a core keeps: 256 KiB each."""
+
+LOOK_EVERY = 8
+"""Tokens after which an accelerator is asked which rows have ended; a CPU is asked each time."""
 
 
 class Sampler:
@@ -33,18 +37,19 @@ class Sampler:
     Args:
         policy: the network that samples.
         seed: of all params.
-        max_rows: rows in flight at one time; None: all of them.
+        max_rows: rows in flight at one time; None: all of them. Out of memory halves it for good.
         merge: whether its adapter is merged into the weights meanwhile.
     """
 
     def __init__(self, policy: Network, seed: int, max_rows: int | None = None, merge: bool = True):
-        self.policy, self.seed, self.max_rows, self.merge = policy, seed, max_rows, merge
+        self.policy, self.seed, self.merge = policy, seed, merge
+        self.in_flight = RowsInFlight(max_rows)
 
     def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
         noise = uniforms(self.seed, step, prompts.rows, params.max_new_tokens)
         self.policy.train(False)
         with self.policy.merged(self.merge):
-            return sample(self.policy, prompts.prompt_ids, noise, params, self.max_rows)
+            return sample(self.policy, prompts.prompt_ids, noise, params, self.in_flight)
 
     def load(self, policy: Network) -> None:
         """It samples from the policy as it is."""
@@ -61,20 +66,20 @@ def sample(
     prompt_ids: list[list[int]],
     noise: Float[np.ndarray, "b T"],
     params: SamplingParams,
-    max_rows: int | None = None,
+    in_flight: RowsInFlight | None = None,
 ) -> Completions:
     """Complete each row's prompt; equal prompts share their prefill.
 
     Args:
         network: a policy, switched on and in eval mode.
         noise: `uniforms`, at least (b, max_new_tokens).
-        max_rows: rows in flight at one time; None: all of them.
+        in_flight: how many rows at one time; None: all of them.
     """
-    max_rows = max_rows or max(len(prompt_ids), 1)
-    parts = [
-        _sample_batch(network, prompt_ids[i : i + max_rows], noise[i : i + max_rows], params)
-        for i in range(0, len(prompt_ids), max_rows)
-    ]
+
+    def complete(rows: slice):
+        return _sample_batch(network, prompt_ids[rows], noise[rows], params)
+
+    parts = list((in_flight or RowsInFlight()).parts(len(prompt_ids), complete))
     columns = (list(chain(*column)) for column in zip(*parts, strict=True))
     return Completions(prompt_ids, *(columns if parts else ([], [], [], [])))
 
@@ -86,10 +91,9 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
     prompts = SharedPrompts.build(prompt_ids, device)
     step = prompts.first_step(network.decoder_config)
     logits = network(step, "next_logits")[prompts.of_row]
-    cache = step.cache
+    cache, attention_mask = step.cache, prompts.row_mask
     select_rows(cache, prompts.of_row)
-    attention_mask = prompts.row_mask
-    positions = attention_mask.sum(1)
+    positions = prompts.row_lengths
     noise = torch.from_numpy(noise).to(device, torch.float32)
     eos = torch.tensor(params.eos_token_ids, device=device)
     num_rows, limit = len(prompt_ids), params.max_new_tokens
@@ -99,26 +103,32 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
     lengths = torch.full((num_rows,), limit, device=device)
     ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
     rows = torch.arange(num_rows, device=device)  # the rows still in the batch
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
     of_rows = RowProcessors(prompt_ids, params, device)
 
     for t in range(limit):
         shaped = of_rows(logits, rows, tokens[:, :t])
-        chosen, chosen_logprobs, chosen_entropies = _choose(logits, shaped, noise[rows, t], params)
+        chosen, logprobs[rows, t], entropies[rows, t] = _choose(
+            logits, shaped, noise[rows, t], params
+        )
         tokens[rows, t] = chosen
-        logprobs[rows, t] = chosen_logprobs
-        entropies[rows, t] = chosen_entropies
-        just_ended = torch.isin(chosen, eos) & ~ended[rows]
-        lengths[rows[just_ended]] = t + 1
-        ended[rows[just_ended]] = True
-        running = ~ended[rows]
-        num_running = int(running.sum())
-        if not num_running or t + 1 == limit:
+        ends, before = torch.isin(chosen, eos), ended[rows]
+        lengths[rows] = torch.where(ends & ~before, t + 1, lengths[rows])
+        ended[rows] = before | ends
+        if t + 1 == limit:
             break
-        if num_running <= 0.875 * len(rows):  # a compaction costs one copy of the cache
-            select_rows(cache, running.nonzero().squeeze(1))
-            rows, chosen, positions = rows[running], chosen[running], positions[running]
-            attention_mask = attention_mask[running]
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1)
+        if (t + 1) % look_every == 0:
+            running = ~ended[rows]
+            num_running = int(running.sum())
+            if not num_running:
+                break
+            if num_running <= 0.875 * len(rows):  # a compaction costs one copy of the cache
+                kept = running.nonzero().squeeze(1)
+                select_rows(cache, kept)
+                rows, chosen, positions = rows[kept], chosen[kept], positions[kept]
+                attention_mask = None if attention_mask is None else attention_mask[kept]
+        if attention_mask is not None:
+            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1)
         step = DecodeStep(chosen[:, None], attention_mask, positions[:, None], cache)
         logits = network(step, "next_logits")
         positions = positions + 1
@@ -155,26 +165,36 @@ def _choose_rows(
     noise: Float[Tensor, " b"],
     params: SamplingParams,
 ):
+    """With z the logits over the temperature less their maximum, one exponential e = exp z gives
+    the cumulative sums to search, log π = z − ln Σ e and the entropy ln Σ e − Σ e z / Σ e."""
     temperature = params.temperature or 1.0
-    logits = logits.float() / temperature
-    shaped = logits if shaped is None else shaped / temperature
+    z = logits.float() / temperature
+    z.sub_(z.amax(-1, keepdim=True))
+    z.clamp_(min=torch.finfo(z.dtype).min)  # exp(−inf) · −inf would be NaN
+    weights = z.exp()
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1].clone()
     if params.temperature == 0:
-        chosen = shaped.argmax(-1)
+        chosen = (logits if shaped is None else shaped).argmax(-1)
     else:
-        chosen = invert_cdf(of_distribution(params, logits.device)(None, shaped), noise)
-    return chosen, *logprobs_and_entropies(logits, chosen)
+        cuts = of_distribution(params, logits.device)
+        if shaped is not None:
+            cumulative = cuts(None, shaped / temperature).softmax(-1).cumsum(-1)
+        elif cuts:
+            cumulative = weights.masked_fill(cuts(None, z) == -torch.inf, 0).cumsum(-1)
+        chosen = search(cumulative, noise)
+    logprobs = z.gather(-1, chosen[:, None]).squeeze(-1) - total.log()
+    return chosen, logprobs, total.log() - weights.mul_(z).sum(-1) / total
 
 
-def invert_cdf(logits: Float[Tensor, "b V"], noise: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """The token at which the cumulative probability first exceeds the uniform number.
+def search(cumulative: Float[Tensor, "b V"], noise: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """The token at which the cumulative weight first exceeds that share of the whole.
 
-    >>> invert_cdf(torch.tensor([[0.0, 0.0]]).expand(2, 2), torch.tensor([0.4, 0.6]))
+    >>> search(torch.tensor([[1.0, 2.0]]).expand(2, 2), torch.tensor([0.4, 0.6]))
     tensor([0, 1])
     """
-    cumulative = logits.softmax(-1).cumsum(-1)
-    # the last entry stands for 1 whatever was lost to rounding; tokens of probability 0 are skipped
-    target = (noise[:, None] * cumulative[:, -1:]).clamp(
-        max=cumulative[:, -1:].nextafter(torch.zeros_like(cumulative[:, -1:]))
-    )
+    # the last entry stands for 1 whatever was lost to rounding; tokens of weight 0 are skipped
+    total = cumulative[:, -1:]
+    target = (noise[:, None] * total).clamp(max=total.nextafter(torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return tokens.clamp(max=logits.shape[-1] - 1)  # NaN logits: some token, the loss then stops
+    return tokens.clamp(max=cumulative.shape[-1] - 1)  # NaN: some token, the loss then stops

@@ -54,6 +54,8 @@ class Network(nn.Module):
         trainable: what the optimizer trains.
         logit_transform: what the model does to the numbers of a vocabulary head.
         sharded: the model's weights, where they are cut over the processes.
+        max_scored_tokens: padded tokens of one pass without gradient that memory is known to have
+            room for; None: it never ran out.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Network(nn.Module):
         self.model, self.head, self.adapter, self.trainable = model, head, adapter, trainable
         self.numerics, self.logit_transform = numerics or Numerics(), logit_transform
         self.sharded: ShardedModel | None = None
+        self.max_scored_tokens: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -179,11 +182,12 @@ def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]
     prompts.run(decoder)
     select_rows(prompts.cache, batch.prefixes.of_row)
     before = batch.prefixes.row_mask
-    positions = torch.arange(batch.input_ids.shape[1], device=before.device)
+    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    here = torch.ones_like(batch.input_ids)
     completions = DecodeStep(
         batch.input_ids,
-        torch.cat([before, torch.ones_like(batch.input_ids)], 1),
-        before.sum(1, keepdim=True) + positions,
+        None if before is None else torch.cat([before, here], 1),
+        batch.prefixes.row_lengths[:, None] + positions,
         prompts.cache,
     )
     return states_before_tokens(completions.run(decoder), batch)

@@ -122,11 +122,13 @@ class SharedPrompts:
     Attributes:
         input_ids, attention_mask: (P, L).
         of_row: which of the P each row continues, (b,).
+        equally_long: nothing is padded.
     """
 
     input_ids: Int[Tensor, "P L"]
     attention_mask: Int[Tensor, "P L"]
     of_row: Int[Tensor, " b"]
+    equally_long: bool = False
 
     @classmethod
     def build(cls, prompt_ids: list[Sequence[int]], device: torch.device) -> "SharedPrompts":
@@ -139,21 +141,27 @@ class SharedPrompts:
             input_ids[i, width - len(prompt) :] = prompt
             mask[i, width - len(prompt) :] = 1
         of_row = np.array([index[tuple(prompt)] for prompt in prompt_ids])
-        return cls(*(torch.from_numpy(x).to(device) for x in (input_ids, mask, of_row)))
+        tensors = (torch.from_numpy(x).to(device) for x in (input_ids, mask, of_row))
+        return cls(*tensors, equally_long=bool(mask.all()))
 
     def first_step(self, config: PreTrainedConfig) -> "DecodeStep":
         """The distinct prompts and an empty cache for a decoder of this config."""
         return DecodeStep(
             self.input_ids,
-            self.attention_mask,
+            None if self.equally_long else self.attention_mask,
             (self.attention_mask.cumsum(1) - 1).clamp(min=0),
             empty_cache(config),
         )
 
     @property
-    def row_mask(self) -> Int[Tensor, "b L"]:
-        """The attention mask of every row's prompt."""
-        return self.attention_mask[self.of_row]
+    def row_mask(self) -> Int[Tensor, "b L"] | None:
+        """The attention mask of every row's prompt; None where all are equally long."""
+        return None if self.equally_long else self.attention_mask[self.of_row]
+
+    @property
+    def row_lengths(self) -> Int[Tensor, " b"]:
+        """The tokens of every row's prompt."""
+        return self.attention_mask.sum(1)[self.of_row]
 
 
 @dataclass(frozen=True)
@@ -162,18 +170,19 @@ class DecodeStep:
 
     Attributes:
         input_ids, position_ids: (b, S).
-        attention_mask: over the cached tokens and these, (b, cached + S).
+        attention_mask: over the cached tokens and these, (b, cached + S); None: all are seen, and
+            the model need not look.
     """
 
     input_ids: Int[Tensor, "b S"]
-    attention_mask: Int[Tensor, "b K"]
+    attention_mask: Int[Tensor, "b K"] | None
     position_ids: Int[Tensor, "b S"]
     cache: DynamicCache
 
     def run(self, decoder: nn.Module) -> Float[Tensor, "b S H"]:
         """The last hidden states."""
         name, mask = cache_argument(decoder), self.attention_mask
-        if name == "cache_params":  # a recurrent state has seen what is cached
+        if mask is not None and name == "cache_params":  # a recurrent state has seen what is cached
             mask = mask[:, -self.input_ids.shape[1] :]
         return decoder(
             input_ids=self.input_ids,
