@@ -170,7 +170,9 @@ def test_the_search_gives_each_token_its_share_of_the_unit_interval():
     logits = torch.tensor([1.0, -1.0, 0.0, 2.0, -float("inf"), 0.5])
     num = 40_000
     evenly = (torch.arange(num) + 0.5) / num
-    counts = np.bincount(search(logits.softmax(-1).cumsum(-1).expand(num, -1), evenly), minlength=6)
+    counts = np.bincount(
+        search(logits.softmax(-1).cumsum(-1).expand(num, -1).contiguous(), evenly), minlength=6
+    )
     expected = logits.double().softmax(-1).numpy() * num
     assert abs(counts - expected).max() < 2
     assert counts[4] == 0
