@@ -3,9 +3,9 @@
     python benchmarks/cards.py
     python benchmarks/cards.py --smoke        # seconds
 
-Every process unpacks the completions of all and assigns their credit, and process 0 writes the
-Parquet file, so these cost a step more the more cards there are, while sampling, scoring and the
-update of a card stay as they are. Measured is the processor time of a token, the least of several
+Every process unpacks the completions of all, fits the critic's regression to them and assigns their
+credit, and process 0 writes the Parquet file, so these cost a step more the more cards there are,
+while sampling, scoring and the update of a card stay as they are. Measured is the processor time of a token, the least of several
 repetitions; from it follows the number of cards at which each takes 2 % of a step, for cards that
 sample `--completions` × `--length` tokens in steps of `--seconds`, which is an assumption.
 """
@@ -27,6 +27,7 @@ from spo.rollouts import Rollouts, save_rollouts, stack_rows
 from spo.run import index
 from spo.scoring import packed
 from spo.segments import segment
+from spo.values.path import PathValue
 
 LIMIT = 0.02
 """Of a step: what may be lost before it is worth doing something about."""
@@ -83,10 +84,16 @@ def measure(completions: int, length: int, repetitions: int) -> dict[str, float]
             save_rollouts(rollouts, path, credit, args, "cards")
             index.append(rollouts, credit, path.parent)
 
+        def regress() -> None:
+            path_value = PathValue()
+            values = path_value.predict(rollouts, segment_ids)
+            path_value.fit(rollouts, values, rollouts.completion_mask)
+
         work = {
             "pack": lambda: pickle.dumps(list(map(packed, rows))),
             "unpack": received,
             "credit": lambda: assign_credit(rollouts, args, segment(rollouts, args)),
+            "regression": regress,
             "write": write,
         }
         seconds = {name: least_seconds(act, repetitions) for name, act in work.items()}
@@ -114,7 +121,7 @@ def main() -> None:
             "share": {n: per_token[name] * of_card * n / options.seconds for n in (8, 64, 512)},
             "cards_at_limit": int(LIMIT * options.seconds / (per_token[name] * of_card)),
         }
-        for name in ("unpack", "credit", "write")
+        for name in ("unpack", "credit", "regression", "write")
     }
     result = {
         "completions": options.completions,
