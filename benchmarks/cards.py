@@ -5,9 +5,10 @@
 
 Every process unpacks the completions of all, fits the critic's regression to them and assigns their
 credit, and process 0 writes the Parquet file, so these cost a step more the more cards there are,
-while sampling, scoring and the update of a card stay as they are. Measured is the processor time of a token, the least of several
-repetitions; from it follows the number of cards at which each takes 2 % of a step, for cards that
-sample `--completions` × `--length` tokens in steps of `--seconds`, which is an assumption.
+while sampling, scoring and the update of a card stay as they are. Measured is the processor time of
+a token, the least of several repetitions; from it follows the number of cards at which each takes
+2 % of a step, for cards that sample `--completions` × `--length` tokens in steps of `--seconds`,
+which is an assumption.
 """
 
 import argparse

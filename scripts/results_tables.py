@@ -380,8 +380,8 @@ def cards() -> str:
         "write": "the Parquet file and its index line, written by process 0",
     }
     lines = [
-        f"Of a step of {result['assumed_seconds']:.0f} s (assumed: not run on several cards yet) in "
-        f"which each card samples {result['completions']} × {result['length']:,} tokens:",
+        f"Of a step of {result['assumed_seconds']:.0f} s (assumed: not run on several cards yet) "
+        f"in which each card samples {result['completions']} × {result['length']:,} tokens:",
         "",
         "| | µs a token | at 8 cards | at 64 | at 512 | below 2 % up to |",
         "|---|---|---|---|---|---|",
