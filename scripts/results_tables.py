@@ -370,6 +370,35 @@ def engines() -> str:
     return "\n".join([*lines, "", *sources])
 
 
+def cards() -> str:
+    """What the work on the completions of all cards takes of a step."""
+    result = _result("cards")
+    names = {
+        "unpack": "the completions of all, unpacked by every process",
+        "regression": "the critic's regression on the path, fitted by every process",
+        "credit": "boundaries, GAE, returns and normalisation, in every process",
+        "write": "the Parquet file and its index line, written by process 0",
+    }
+    lines = [
+        f"Of a step of {result['assumed_seconds']:.0f} s (assumed: not run on several cards yet) "
+        f"in which each card samples {result['completions']} × {result['length']:,} tokens:",
+        "",
+        "| | µs a token | at 8 cards | at 64 | at 512 | below 2 % up to |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, words in names.items():
+        work = result["work"][name]
+        shares = " | ".join(f"{work['share'][count]:.1%}" for count in ("8", "64", "512"))
+        time = work["microseconds_per_token"]
+        lines.append(f"| {words} | {time:.2f} | {shares} | {work['cards_at_limit']:,} cards |")
+    lines += [
+        "",
+        f"A process sends and is sent {result['bytes_per_token']:.0f} bytes a token. "
+        f"{_source(result)}",
+    ]
+    return "\n".join(lines)
+
+
 def _result(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -397,4 +426,5 @@ BLOCKS = (
     speed,
     update,
     scaling,
+    cards,
 )

@@ -24,6 +24,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "settings.md",
     ROOT / "docs" / "memory.md",
+    ROOT / "docs" / "scale.md",
     ROOT / "docs" / "flags.md",
     ROOT / "docs" / "engines.md",
     ROOT / "docs" / "evidence.md",

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from spo.columns import TOKEN_FLOATS
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError
 from spo.generation.text import completion_texts
@@ -51,8 +52,9 @@ def score(
     texts, ends = completion_texts(processing_class, completions.token_ids)
     rewards = reward(prompts, texts, completions, reward_functions, args, trainer_state)
     rows = records(prompts, completions, texts, ends, rewards, args)
+    rows = with_columns(rows, token_columns(completions, policy, reference, args))
     rollouts = stack_rows(
-        gather_object(with_columns(rows, token_columns(completions, policy, reference, args))),
+        gather_object(list(map(packed, rows))),
         step=prompts.step,
         num_generations=args.num_generations,
         reward_names=[function.name for function in reward_functions],
@@ -98,6 +100,16 @@ def records(
         "columns": _kept_columns(shown, args),
     }
     return with_columns([{} for _ in range(len(prompts))], columns)
+
+
+PACKED = {"token_ids": np.int32, "token_ends": np.int32, "action_mask": np.bool_}
+PACKED |= dict.fromkeys(TOKEN_FLOATS, np.float32)
+
+
+def packed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with arrays in the place of lists of numbers: every process unpacks all records."""
+    arrays = {name: np.asarray(record[name], PACKED[name]) for name in record.keys() & PACKED}
+    return record | arrays
 
 
 def with_columns(

@@ -21,6 +21,7 @@ import results_tables  # noqa: E402
 QUICKSTART_MODEL = "assets/quickstart"
 CASES = [  # arguments, block of the README, what the block has to say
     ("update.py --smoke --threads 1 --output_dir", "update", r"\d+% of what the hardware gives"),
+    ("cards.py --smoke --out", "cards", r"unpacked by every process \| \d"),
     ("scaling.py --smoke --steps 1 --out", "scaling", r"vocabulary \| 1,024: \d"),
     (
         f"speed.py --model {QUICKSTART_MODEL} --full --unreachable_token <pad> --threads 1 "
