@@ -3,8 +3,8 @@
 python benchmarks/engines.py                       # in a Python that has vLLM: docs/engines.md
 python benchmarks/engines.py --dtype bfloat16 --name engines_bfloat16
 
-A random Llama of SmolLM2-135M's shape with an adapter that is not zero; all engines complete the
-same prompts in turns, on one machine.
+A random Llama with an adapter that is not zero; all engines complete the same prompts in turns, on
+one machine.
 """
 
 import argparse
@@ -43,11 +43,11 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden_size", type=int, default=576)
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--completions", type=int, default=32)
-    parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--completions", type=int, default=16)
+    parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--without_vllm", action="store_true", help="our own sampler alone")
@@ -80,7 +80,7 @@ def make_model(options: argparse.Namespace, folder: Path) -> str:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=8192,
         hidden_size=options.hidden_size,
         intermediate_size=options.hidden_size * 8 // 3,
         num_hidden_layers=options.layers,

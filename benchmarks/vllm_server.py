@@ -1,6 +1,8 @@
 """A vLLM server started as docs/engines.md says, for benchmarks and slow tests."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
 import urllib.request
@@ -36,7 +38,11 @@ class VllmServer:
         settings |= {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                self.command, env=os.environ | settings, stdout=log, stderr=log
+                self.command,
+                env=os.environ | settings,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # so that `stop` reaches the processes that it starts
             )
         deadline = time.monotonic() + UP_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -52,6 +58,8 @@ class VllmServer:
             return False
         return True
 
-    def stop(self) -> None:
-        self.process.terminate()
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it; SIGKILL: all of its processes at once, as a crash would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, how)
         self.process.wait(60)

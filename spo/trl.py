@@ -54,6 +54,7 @@ _IDLE = {
         auto_find_batch_size torch_empty_cache_steps""",
     "logits are never whole (logits_chunk_size); no other kernels are needed": """
         use_liger_kernel liger_kernel_config use_logits_to_keep""",
+    "adapters reach vLLM as files": "vllm_group_port",
     "nothing is compiled": "torch_compile torch_compile_backend torch_compile_mode torchdynamo",
     "the sampler has its own cache and batches": """
         use_cache cache_implementation use_transformers_continuous_batching
@@ -133,7 +134,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "generation_kwargs": (({},), "set temperature, top_p, top_k, max_completion_length"),
     "sapo_temperature_neg": ((1.05,), "loss_type sapo is not offered"),
     "sapo_temperature_pos": ((1,), "loss_type sapo is not offered"),
-    "use_vllm": ((False,), "the policy itself samples"),
+    "vllm_model_impl": (("vllm",), "give it to vllm serve"),
+    "vllm_structured_outputs_regex": ((), "completions are free text"),
 }
 """Their name -> values that change nothing (None is always one), and why any other is refused."""
 

@@ -5,6 +5,7 @@ SPO_VLLM_PYTHON=build/vllm/bin/python python -m pytest -m slow tests/test_vllm_r
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -142,8 +143,7 @@ def test_the_script_trains_and_survives_a_restart(server, tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.05)
-    server.process.kill()
-    server.process.wait()
+    server.stop(signal.SIGKILL)
     server.start()
     output, _ = script.communicate(timeout=300)
     assert script.returncode == 0, output

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from spo.config import SPOConfig
 from spo.networks.build import base_dtype, trainable_parameters
+from spo.networks.engine_memory import EngineMemory, engine_memory
 from spo.networks.graph import graph_bytes, meta_model
 from spo.networks.loading import load_config, lora_config, of_any_file
 from spo.networks.network import decoder, transformer
@@ -56,6 +57,7 @@ REMEDIES = {
     "generation": "lower --per_device_generation_batch_size, or set --merge_adapter false",
     "activations": "use --gradient_checkpointing, or lower --max_tokens_per_micro_batch",
     "logits": "lower --logits_chunk_size",
+    "engine": "add --vllm_enable_sleep_mode, or start a server elsewhere (--vllm_mode server)",
 }
 """By the part that is largest."""
 
@@ -72,6 +74,12 @@ class MemoryEstimate:
     generation: float
     activations: float
     logits: float
+    vllm: EngineMemory | None = None
+
+    @property
+    def engine(self) -> float:
+        """What vLLM needs at least where it runs beside the trainer."""
+        return self.vllm.needed if self.vllm else 0.0
 
     @property
     def resident(self) -> float:
@@ -82,22 +90,33 @@ class MemoryEstimate:
     @property
     def peak(self) -> float:
         """The larger of the two phases: sampling, and the update."""
+        return self.peak_on(0)
+
+    def peak_on(self, card_bytes: float) -> float:
+        """The same on a card of this size, of which vLLM takes its share."""
         update = self.gradients + self.activations + self.logits
+        if self.vllm:
+            return self.vllm.peak(self.resident, update, card_bytes)
         return self.resident + max(self.generation, update)
 
     def check_card(self, free_bytes: float) -> None:
         """Raise where the plan is beyond what a card has free by more than the estimate may err;
         warn where it may not fit."""
-        excess = self.peak + FREE_RESERVE * GIB - free_bytes
+        peak = self.peak_on(free_bytes)
+        excess = peak + FREE_RESERVE * GIB - free_bytes
         if excess <= 0:
             return
         message = (
-            f"The plan needs about {(self.peak / GIB + FREE_RESERVE):.1f} GiB, this card has "
+            f"The plan needs about {(peak / GIB + FREE_RESERVE):.1f} GiB, this card has "
             f"{free_bytes / GIB:.1f} free: {excess / GIB:.1f} too little; {self._remedy()}."
         )
-        if excess > TOLERANCE * self.peak:
+        if excess > TOLERANCE * peak:
             raise ValueError(message)
         warnings.warn(message, stacklevel=2)
+
+    def _fits(self, card_bytes: float) -> bool:
+        has_share = self.vllm is None or self.vllm.fits_its_share(card_bytes)
+        return has_share and self.peak_on(card_bytes) + CARD_RESERVE * GIB <= card_bytes
 
     def _remedy(self) -> str:
         """What shrinks the largest part."""
@@ -106,11 +125,12 @@ class MemoryEstimate:
 
     def table(self) -> str:
         """By part, and which cards it fits."""
-        rows = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "vllm"]
+        if self.vllm:
+            rows.append(("vLLM, at least", self.engine))
         rows.append(("peak (estimate)", self.peak))
         lines = [f"{name.replace('_', ' '):22}{size / GIB:8.2f} GiB" for name, size in rows]
-        need = self.peak / GIB + CARD_RESERVE
-        fits = [f"{size} GB" for size in CARD_SIZES if size >= need]
+        fits = [f"{size} GB" for size in CARD_SIZES if self._fits(size * GIB)]
         lines.append(f"fits cards of: {', '.join(fits) or 'none of ' + str(CARD_SIZES)}")
         return "\n".join(lines)
 
@@ -198,9 +218,10 @@ def estimate_memory(
         adapters=4.0 * (of_critic.in_adapters + (trained if frozen else 0)),
         gradients=4.0 * (trained + of_critic.trained),
         optimizer=OPTIMIZER_BYTES[args.optim] * (trained + of_critic.trained),
-        generation=generation,
+        generation=0.0 if args.use_vllm else generation,
         activations=max(activations, of_critic.activations),
         logits=_logits_bytes(model_config, args, compute_dtype.itemsize),
+        vllm=engine_memory(model, args, base_weights if bits == 4 else None, length),
     )
 
 
