@@ -34,7 +34,7 @@ def _train(folder: str, smoke: bool, **given: Any):
     trainer.train()
     after = _weights(trainer)
     moved = sum(not torch.equal(before[name], after[name]) for name in before)
-    assert moved > 0.9 * len(before), f"only {moved} of {len(before)} tensors moved"
+    assert moved > 0.5 * len(before), f"only {moved} of {len(before)} tensors moved"
     assert all(weight.isfinite().all() for weight in after.values())
     return trainer
 

@@ -18,7 +18,6 @@ import numpy as np
 import speed
 import torch
 from common import GIB, MemoryMeter, spread
-from datasets import Dataset
 from memory import (
     PROMPT_LENGTH,
     SHAPES,
@@ -26,6 +25,7 @@ from memory import (
     model_config,
     random_4bit_model,
     read_recipe,
+    repeated_prompt,
 )
 from tiny import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -104,7 +104,7 @@ def step(name: str, smoke: bool) -> dict[str, Any]:
             model=model,
             reward_funcs=lengths_reward,
             args=args,
-            train_dataset=Dataset.from_dict({"prompt": ["x" * prompt] * 64}),
+            train_dataset=repeated_prompt(prompt),
             processing_class=byte_tokenizer(),
             peft_config=peft,
         )
@@ -185,7 +185,7 @@ def _decode_ours(rows: int, prompt: int, length: int, smoke: bool) -> list[float
     sampler, params = Sampler(policy, seed=0), SamplingParams(length, eos_token_ids=())
     ids = _prompts(rows, prompt)
     order = np.arange(rows)
-    batch = PromptBatch(order, order, [""] * rows, [""] * rows, ids, {})
+    batch = PromptBatch(1, order, order, [""] * rows, [""] * rows, ids, {})
     return _timed(lambda: sampler(batch, params, 1), smoke)
 
 

@@ -131,6 +131,13 @@ def random_4bit_model(config, device: str):
     return model
 
 
+def repeated_prompt(length: int):
+    """64 prompts of so many characters, a byte each, with what the recipe's critic reads."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({"prompt": ["x" * length] * 64, "answer": ["7"] * 64})
+
+
 def lengths_reward(completions, **columns):
     """Some spread, so that no advantage is zero."""
     return [float(len(text) % 7) for text in completions]
@@ -151,15 +158,12 @@ def run(card: int, critic: bool, steps: int) -> dict[str, Any]:
         )
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((card - CARD_RESERVE) * GIB / total)
-        from datasets import Dataset
-
-        dataset = Dataset.from_dict({"prompt": ["x" * PROMPT_LENGTH] * 64})
         with MemoryMeter() as meter:
             trainer = SPOTrainer(
                 model=random_4bit_model(model_config(model_args.model_name_or_path), "cuda"),
                 reward_funcs=lengths_reward,
                 args=args,
-                train_dataset=dataset,
+                train_dataset=repeated_prompt(PROMPT_LENGTH),
                 processing_class=byte_tokenizer(),
                 peft_config=lora_config(model_args.lora_r, model_args.lora_alpha),
             )
