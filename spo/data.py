@@ -204,7 +204,11 @@ def prepare_split(
 
 
 def tokenize_prompts(
-    prompts: list[Any], columns: dict[str, list], tokenizer: Any, args: SPOConfig
+    prompts: list[Any],
+    columns: dict[str, list],
+    tokenizer: Any,
+    args: SPOConfig,
+    tools: ToolSchemas | None = None,
 ) -> list[list[int]]:
     """Token ids of other prompts than the data set's, made as `prepare_split` makes those.
 
@@ -217,6 +221,7 @@ def tokenize_prompts(
         is_chat=not isinstance(prompts[0], str),
         max_length=None,
         template_kwargs=args.chat_template_kwargs or {},
+        tools=tools or {None: []},
         code_version=__version__,
     )
     return found["prompt_ids"]

@@ -31,6 +31,9 @@ from spo.rewards.functions import (
 from spo.rewards.logged import Logged
 from spo.rollouts import Completions, Rollouts, stack_rows
 
+OF_PROMPT = ("prompt", "tools", "chat_template_kwargs", "environment")
+"""Columns that a prompt is made of."""
+
 
 @torch.no_grad()
 def score(
@@ -130,8 +133,7 @@ def _kept_columns(prompts: PromptBatch, args: SPOConfig) -> list[dict[str, Any]]
         names = [*prompts.columns, "prompt"]
     else:
         reads_prompt = "hint" in sources or args.value_prompt == "reference"
-        of_prompt = ("prompt", "tools", "chat_template_kwargs") if reads_prompt else ()
-        names = [*args.saved_columns, *args.reference_columns, *of_prompt]
+        names = [*args.saved_columns, *args.reference_columns, *(OF_PROMPT if reads_prompt else ())]
     known = prompts.columns | {"prompt": prompts.prompts}
     names = [name for name in dict.fromkeys(names) if name in known]
     return [{name: known[name][row] for name in names} for row in range(len(prompts))]

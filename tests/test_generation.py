@@ -251,7 +251,8 @@ def as_transformers_samples(model, prompt, numbers, eos, settings):
     for number in numbers:
         with torch.no_grad():
             logits = model(ids).logits[:, -1].float()
-        chosen = invert_cdf(processors(ids, logits), torch.tensor([number]).float())
+        cumulative = processors(ids, logits).softmax(-1).cumsum(-1)
+        chosen = search(cumulative, torch.tensor([number]).float())
         ids = torch.cat([ids, chosen[:, None]], 1)
         if chosen.item() in eos:
             break

@@ -128,7 +128,8 @@ class CriticBuilder:
         return score_shared(self.policy, "logprobs_and_entropies", prompt_ids, token_ids, self.args)
 
     def _tokenize(self, rollouts):
-        return prompts_with_references(rollouts, self.processing_class, self.args)
+        tools = self.generator.toolbox.schemas if isinstance(self.generator, ToolUse) else None
+        return prompts_with_references(rollouts, self.processing_class, self.args, tools)
 
     def _check_references(self, network: Network | None) -> None:
         """The data set has what `value_reference` names, and it fits into the model's positions."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spo.config import SPOConfig
-from spo.data import tokenize_prompts
+from spo.data import ToolSchemas, tokenize_prompts
 from spo.rollouts import Rollouts, pad_rows
 from spo.values.surprisal import MAX_SURPRISAL, NUM_FEATURES, of_the_path, surprisal_features
 
@@ -39,7 +39,7 @@ def with_reference(prompt: str | list[dict], reference: str | None, wording: str
 
 
 def prompts_with_references(
-    rollouts: Rollouts, processing_class: Any, args: SPOConfig
+    rollouts: Rollouts, processing_class: Any, args: SPOConfig, tools: ToolSchemas | None = None
 ) -> list[list[int]]:
     """Token ids of each completion's prompt with its reference, through the chat template where
     there is one."""
@@ -47,7 +47,7 @@ def prompts_with_references(
         with_reference(prompt, text, args.value_reference_prompt)
         for prompt, text in zip(rollouts.columns["prompt"], rollouts.references, strict=True)
     ]
-    return tokenize_prompts(prompts, rollouts.columns, processing_class, args)
+    return tokenize_prompts(prompts, rollouts.columns, processing_class, args, tools)
 
 
 class HintInputs:
