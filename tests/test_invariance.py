@@ -93,7 +93,7 @@ def two(tmp_path_factory, request):
         for r in "01"
     ]
     for r, process in zip("01", processes, strict=True):
-        assert process.wait(timeout=200) == 0, (folder / f"log-{r}").read_text()[-3000:]
+        assert process.wait(timeout=500) == 0, (folder / f"log-{r}").read_text()[-3000:]
     return folder
 
 

@@ -1,6 +1,7 @@
 """SPOConfig -> how to sample, and the generator that does."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def build_generator(
         return engine
     ends = eos_token_ids(policy.model, trainer.processing_class)
     chat = ToolChat(trainer.processing_class, ends, args.chat_template_kwargs or {})
-    return ToolUse(engine, toolbox, chat, args.max_tool_calling_iterations)
+    together = nullcontext if args.use_vllm else policy.gathered
+    return ToolUse(engine, toolbox, chat, args.max_tool_calling_iterations, together)
 
 
 def build_engine(policy: Network, output_dir: Path, args: SPOConfig) -> Generator:

@@ -8,6 +8,8 @@ sampled, and the chat template writes the rest. Sampling, like everything else h
 (seed, step, row, turn) alone: not on the other rows, and not on the number of processes.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,15 +85,26 @@ class ToolUse:
         toolbox: what can be called.
         chat: how the template writes it.
         max_iterations: rounds of calls in one completion; None: as many as fit into it.
+        together: a context that all processes enter and leave at once, and in which each may call
+            `inner` as often as its own rows want.
     """
 
     def __init__(
-        self, inner: Generator, toolbox: Toolbox, chat: ToolChat, max_iterations: int | None
+        self,
+        inner: Generator,
+        toolbox: Toolbox,
+        chat: ToolChat,
+        max_iterations: int | None,
+        together: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.inner, self.toolbox, self.chat = inner, toolbox, chat
-        self.max_iterations = max_iterations
+        self.max_iterations, self.together = max_iterations, together
 
     def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
+        with self.together():
+            return self._complete(prompts, params, step)
+
+    def _complete(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
         prompts, dialogues, environments = self._begin(prompts)
         turn = 0
         while going := [row for row, dialogue in enumerate(dialogues) if dialogue.open]:
