@@ -238,6 +238,6 @@ def side_by_side(variant: str, smoke: bool) -> dict[str, Any]:
             steps=1 if smoke else 2,
             threads=0,
             cpu=smoke,
-            shared_prompts=True,
+            generations=8,
         )
         return speed.measure(variant, options)

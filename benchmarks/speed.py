@@ -1,7 +1,11 @@
-"""A step of SPO with either critic, of its GRPO mode and of TRL's GRPOTrainer, in turns.
+"""A step of SPO with either critic, of its GRPO mode and of TRL's Transformers backend, in turns.
 
     python benchmarks/speed.py --model models/SmolLM2-135M-Instruct
+    python benchmarks/speed.py --model models/SmolLM2-135M-Instruct --generations 2
     python benchmarks/speed.py --model assets/quickstart --full --completions 64
+
+Completions of one prompt share its work in ours: with 8 of them much, with 2, the least that GRPO
+takes, little. TRL samples with `generate` here; with vLLM it would be another table.
 
 Same model, prompts and completion length (the end token is out of reach), LoRA r = 8 on all linear
 layers, in bfloat16 unless --full or where the device lacks its arithmetic. Every measurement is a
@@ -25,6 +29,7 @@ OURS: dict[str, dict[str, Any]] = {
     "grpo": {},
 }
 VARIANTS = (*OURS, "trl")
+SHAPE = ("completions", "generations", "length", "prompt_length")
 
 
 def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
     rows = min(options.completions, options.micro_batch)
     return {
-        "num_generations": 8,
+        "num_generations": options.generations,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": options.completions // rows,
         "max_completion_length": options.length,
@@ -223,6 +228,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a causal language model")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--completions", type=int, default=32)
+    parser.add_argument("--generations", type=int, default=8, help="completions of a prompt")
     parser.add_argument("--length", type=int, default=96, help="tokens of every completion")
     parser.add_argument("--prompt_length", type=int, default=50)
     parser.add_argument("--micro_batch", type=int, default=8, help="rows in a forward/backward")
@@ -245,7 +251,7 @@ def main() -> None:
             rows[variant].append(in_fresh_process(measure, variant, options))
             print(variant, json.dumps(rows[variant][-1]), flush=True)
     shape = {"model": Path(options.model).name, "full": options.full}
-    shape |= {k: getattr(options, k) for k in ("completions", "length", "prompt_length")}
+    shape |= {k: getattr(options, k) for k in SHAPE}
     write_result(options.name, {"shape": shape, "summary": summarise(rows)}, options.out)
 
 

@@ -6,9 +6,11 @@ rows per micro-batch:
 - ours: micro-batches of similar length, each padded to its own longest row, log-probs a chunk of
   tokens at a time (`spo.networks`);
 - padded: prompts left-padded and completions right-padded to the longest of all, logits of all
-  completion positions at once, log_softmax over them in float32.
+  completion positions at once, log_softmax over them in float32;
+- trl: the same padding with TRL's own log-probs, a chunk of tokens at a time, where TRL is
+  installed.
 
-First checks, in float32, that both have the same loss and gradient. Then measures times in turns
+First checks, in float32, that all have the same loss and gradient. Then measures times in turns
 within one process, and the peak memory of each in a process of its own. A plain product of two
 square matrices takes its turn, too: what share of its FLOP/s does the update reach? A CPU without
 bfloat16 arithmetic computes all of it in float32.
@@ -19,6 +21,7 @@ bfloat16 arithmetic computes all of it in float32.
 
 import argparse
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ from spo.losses import policy_loss, token_weights
 from spo.networks.batching import Sequences
 from spo.networks.build import build_policy, leave_inputs_in_16_bits
 from spo.networks.loading import lora_config
-from spo.networks.network import Network, Numerics
+from spo.networks.network import Network, Numerics, transformer
 from spo.precision import cpu_has_bf16
 
 PRODUCTS = 10
@@ -84,6 +87,7 @@ def make_workload(args: argparse.Namespace, network: Network) -> Workload:
         for n in [*prompt_lengths, *rng.permutation(lengths)]
     ]
     prompt_ids, token_ids = ids[:num_rows], ids[num_rows:]
+    prompt_ids = [prompt_ids[i - i % args.generations] for i in range(num_rows)]
     mask = np.arange(longest) < np.array([len(row) for row in token_ids])[:, None]
     old = reference_logprobs(network, prompt_ids, token_ids, longest, args)
     old -= rng.normal(0, 0.15, mask.shape)  # some ratios are clipped
@@ -133,7 +137,7 @@ def load_network(args: argparse.Namespace) -> Network:
     return network
 
 
-# --- the two variants -----------------------------------------------------------------------------
+# --- the variants -----------------------------------------------------------------------------
 
 
 def loss_of(logprobs: Tensor, work: Workload, rows: np.ndarray) -> Tensor:
@@ -165,6 +169,35 @@ def run_ours(network: Network, work: Workload, args: argparse.Namespace) -> floa
 
 def run_padded(network: Network, work: Workload, args: argparse.Namespace) -> float:
     """What a trainer does that pads to the longest of all and takes whole logits."""
+
+    def logprobs_of(input_ids: Tensor, mask: Tensor, width: int) -> Tensor:
+        given = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        logits = network.model(**given, logits_to_keep=width + 1).logits[:, :-1]
+        logits = logits.float() / args.temperature  # (b, T, V)
+        targets = input_ids[:, -width:, None]
+        return logits.log_softmax(-1).gather(-1, targets).squeeze(-1)
+
+    return _run_padded(network, work, args, logprobs_of)
+
+
+def run_trl(network: Network, work: Workload, args: argparse.Namespace) -> float:
+    """The same rows with the head that TRL 1.16 puts on a model."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = transformer(network.model)
+    if "forward" not in vars(model):
+        add_fused_lm_head(model, temperature=args.temperature)
+
+    def logprobs_of(input_ids: Tensor, mask: Tensor, width: int) -> Tensor:
+        labels = input_ids.masked_fill(mask == 0, -100)
+        labels[:, :-width] = -100
+        given = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        return network.model(**given, fused_lm_head=True).log_probs[:, -width:]
+
+    return _run_padded(network, work, args, logprobs_of)
+
+
+def _run_padded(network: Network, work: Workload, args, logprobs_of) -> float:
     prompt_width, width = (max(map(len, ids)) for ids in (work.prompt_ids, work.token_ids))
     input_ids = torch.zeros(len(work.token_ids), prompt_width + width, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
@@ -176,22 +209,15 @@ def run_padded(network: Network, work: Workload, args: argparse.Namespace) -> fl
     with network.active():
         for rows in np.arange(len(input_ids)).reshape(-1, args.rows_per_micro_batch):
             with _autocast(args):
-                output = network.model(
-                    input_ids=input_ids[rows],
-                    attention_mask=mask[rows],
-                    logits_to_keep=width + 1,
-                    use_cache=False,
-                )
-                logits = output.logits[:, :-1].float() / args.temperature  # (b, T, V)
-                targets = input_ids[rows, prompt_width:, None]
-                logprobs = logits.log_softmax(-1).gather(-1, targets).squeeze(-1)
-                loss = loss_of(logprobs, work, rows)
+                loss = loss_of(logprobs_of(input_ids[rows], mask[rows], width), work, rows)
             loss.backward()
             total += loss.item()
     return total
 
 
 VARIANTS = {"ours": run_ours, "padded": run_padded}
+if find_spec("trl"):
+    VARIANTS["trl"] = run_trl
 
 
 def _autocast(args: argparse.Namespace):
@@ -209,21 +235,22 @@ def loss_and_gradient(name: str, network: Network, work: Workload, args) -> tupl
 
 
 def compare(args: argparse.Namespace) -> dict[str, float]:
-    """Loss of both variants and the distance of their gradients, relative to its length."""
+    """Loss of each variant and the largest distance of a gradient from the padded one's, relative
+    to its length."""
     network = load_network(args)
     work = make_workload(args, network)
-    (ours, our_gradient), (padded, gradient) = (
-        loss_and_gradient(name, network, work, args) for name in VARIANTS
-    )
-    difference = (our_gradient - gradient).norm() / gradient.norm()
-    return {"ours": ours, "padded": padded, "gradient_difference": difference.item()}
+    found = {name: loss_and_gradient(name, network, work, args) for name in VARIANTS}
+    gradient = found["padded"][1]
+    differences = [(g - gradient).norm() / gradient.norm() for _, g in found.values()]
+    losses = {name: loss for name, (loss, _) in found.items()}
+    return losses | {"gradient_difference": max(differences).item()}
 
 
 def check_equal(args: argparse.Namespace) -> dict[str, float]:
-    """Both variants are the same mathematics: equal in float32 on a few rows."""
+    """All variants are the same mathematics: equal in float32 on a few rows."""
     few = {"dtype": "float32", "completions": 8, "rows_per_micro_batch": 4}
     found = compare(argparse.Namespace(**vars(args) | few))
-    if abs(found["ours"] - found["padded"]) > 1e-4 * abs(found["padded"]):
+    if any(abs(found[v] - found["padded"]) > 1e-4 * abs(found["padded"]) for v in VARIANTS):
         raise SystemExit(f"The losses differ: {found}.")
     if found["gradient_difference"] > 1e-3:
         raise SystemExit(f"The gradients differ: {found}.")
@@ -286,6 +313,7 @@ def main() -> None:
         "--dtype", default=fast, choices=("bfloat16", "float32"), help=f"default here: {fast}"
     )
     parser.add_argument("--completions", type=int, default=32)
+    parser.add_argument("--generations", type=int, default=1, help="completions of a prompt")
     parser.add_argument("--max_completion_length", type=int, default=96)
     parser.add_argument("--prompt_length", type=int, default=50)
     parser.add_argument("--rows_per_micro_batch", type=int, default=8)
@@ -311,15 +339,15 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     equality = check_equal(args)
     print(
-        f"float32: losses {equality['ours']:.6f} and {equality['padded']:.6f}, "
+        f"float32: losses {', '.join(f'{equality[name]:.6f}' for name in VARIANTS)}, "
         f"gradients differ by {equality['gradient_difference']:.1e}"
     )
     threads = torch.get_num_threads()
     memory = {name: in_fresh_process(measure_memory, args, name, threads) for name in VARIANTS}
     seconds = measure_time(args)
     names = (
-        "dtype completions max_completion_length prompt_length rows_per_micro_batch product_size "
-        "repetitions temperature seed"
+        "dtype completions generations max_completion_length prompt_length rows_per_micro_batch "
+        "product_size repetitions temperature seed"
     )
     payload = {
         "model": "tiny random Llama" if args.smoke else Path(args.model).name,
@@ -333,13 +361,21 @@ def main() -> None:
         "flops": flops(args, seconds["wall"]),
         "time_ratio": {clock: ratios(times, "ours", "padded") for clock, times in seconds.items()},
         "memory": memory,
-        "memory_ratio": round(
-            memory["ours"]["increase_gib"] / max(memory["padded"]["increase_gib"], 1e-3), 4
-        ),
+        "memory_ratio": memory_ratio(memory, "padded"),
     }
+    if "trl" in VARIANTS:
+        payload["over_trl"] = {
+            "seconds": {clock: ratios(times, "ours", "trl") for clock, times in seconds.items()},
+            "memory": memory_ratio(memory, "trl"),
+        }
     show(payload)
     folder = args.output_dir or (ROOT / "build" / "benchmarks" if args.smoke else RESULTS)
     print(f"written to {write_result('update', payload, folder).name}")
+
+
+def memory_ratio(memory: dict[str, dict[str, float]], theirs: str) -> float:
+    """Of what ours takes above the loaded model."""
+    return round(memory["ours"]["increase_gib"] / max(memory[theirs]["increase_gib"], 1e-3), 4)
 
 
 def show(payload: dict) -> None:

@@ -274,19 +274,25 @@ def breakdowns() -> str:
 
 
 def speed() -> str:
-    """A step against TRL's."""
-    result = _result("speed_smollm2")
+    """A step against TRL's, where many completions share a prompt and where few do."""
+    names = ("speed_smollm2", "speed_smollm2_pairs")
+    found = [_result(name) for name in names if (RESULTS / f"{name}.json").is_file()]
+    return "\n\n".join(map(_speed_table, found))
+
+
+def _speed_table(result: dict) -> str:
     summary, shape = result["summary"], result["shape"]
+    shared = shape.get("generations", 8)
     lines = [
-        f"| {shape['model']}, {shape['completions']} × {shape['length']} tokens | s/step | "
-        "generate | score | update | peak memory |",
+        f"| {shape['model']}, {shape['completions']} × {shape['length']} tokens, {shared} of a "
+        "prompt | s/step | generate | score | update | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     names = {
         "spo": "SPO, critic network",
         "spo_path": "SPO, critic of features",
         "grpo": "SPO without (GRPO mode)",
-        "trl": "TRL GRPOTrainer",
+        "trl": "TRL's Transformers backend",
     }
     for key, name in names.items():
         row = summary[key]
@@ -313,11 +319,18 @@ def update() -> str:
     result = _result("update")
     flops = result["flops"]
     side = result["settings"].get("product_size", 2048)
+    over_trl = ""
+    if "over_trl" in result:
+        over_trl = (
+            f"Beside TRL's own chunked log-probs: {_spread(result['over_trl']['seconds']['wall'])} "
+            f"of the time, {result['over_trl']['memory']:.2f} × the memory. "
+        )
     return (
         f"The policy's update alone, {result['settings']['completions']} completions of 1/6 to all "
         f"of {result['settings']['max_completion_length']} tokens: "
         f"{_spread(result['time_ratio']['wall'])} of the time of micro-batches padded to the "
-        f"longest of all (least, median, most), {result['memory_ratio']:.2f} × the memory. Its "
+        f"longest of all (least, median, most), {result['memory_ratio']:.2f} × the memory. "
+        f"{over_trl}Its "
         f"matrix products come at {flops['update_gflops_per_second']['median']:.0f} GFLOP/s, a "
         f"plain {side} × {side} one at {flops['product_gflops_per_second']['median']:.0f}: "
         f"{flops['fraction']['median']:.0%} of what the hardware gives. {_source(result)}"

@@ -18,16 +18,21 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 import results_tables  # noqa: E402
 
+STAGES = ("checks", "steps", "decode", "trl")
 QUICKSTART_MODEL = "assets/quickstart"
 CASES = [  # arguments, block of the README, what the block has to say
-    ("update.py --smoke --threads 1 --output_dir", "update", r"\d+% of what the hardware gives"),
+    (
+        "update.py --smoke --threads 1 --output_dir",
+        "update",
+        r"TRL's own .* \d+% of what the hardware gives",
+    ),
     ("cards.py --smoke --out", "cards", r"unpacked by every process \| \d"),
     ("scaling.py --smoke --steps 1 --out", "scaling", r"vocabulary \| 1,024: \d"),
     (
         f"speed.py --model {QUICKSTART_MODEL} --full --unreachable_token <pad> --threads 1 "
         "--completions 16 --length 24 --repetitions 1 --name speed_smollm2 --out",
         "speed",
-        r"critic of features \| \d",
+        r"24 tokens, 8 of a prompt[\s\S]*critic of features \| \d",
     ),
     (
         "gradients.py --task smoke --batch_size 16 --batches 2 --warm_up 1 --out",
@@ -44,7 +49,7 @@ CASES = [  # arguments, block of the README, what the block has to say
 def test_a_benchmark_runs_and_the_readme_can_show_it(
     arguments, block, expected, tmp_path, monkeypatch
 ):
-    if block == "speed":
+    if block in ("speed", "update"):
         pytest.importorskip("trl")
     script, *flags = shlex.split(arguments)
     done = subprocess.run(
@@ -68,3 +73,33 @@ def test_a_benchmark_runs_and_the_readme_can_show_it(
         path.rename(tmp_path / "gradients_chain_sum.json")
     monkeypatch.setattr(results_tables, "RESULTS", tmp_path)
     assert re.search(expected, getattr(results_tables, block)())
+
+
+def test_the_command_for_a_card_tries_every_stage_on_the_cpu(tmp_path):
+    pytest.importorskip("trl")
+    pytest.importorskip("bitsandbytes")
+    command = [sys.executable, "benchmarks/card.py", "--smoke", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {stage: json.loads((tmp_path / f"card_{stage}.json").read_text()) for stage in STAGES}
+    assert all(result["kind"] == "smoke" for result in found.values())
+    assert all(result["machine"]["instruction_set"] for result in found.values())
+    rows = {stage: result["rows"] for stage, result in found.items()}
+    assert rows["checks"]["resume"]["same_bits"]
+    assert "Out of memory at" in rows["checks"]["out of memory"]["said"][0]
+    assert rows["checks"]["4 bits"]["layers"] > 0
+    assert all(row["predicted_gib"] > 0 < row["peak_gib"] for row in rows["steps"].values())
+    for engine in ("spo", "transformers"):
+        assert rows["decode"][engine]["tokens_per_second"]["median"] > 0
+    assert set(rows["trl"]) == {"spo", "spo_path", "grpo", "trl"}
+    assert all(row["seconds"][0] > 0 for row in rows["trl"].values())
+    skipped = {name for of in rows.values() for name, row in of.items() if "skipped" in row}
+    assert skipped == {"fp16", "vllm"}  # Accelerate has no fp16 on a CPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_card_its_command_says_so(tmp_path):
+    command = [sys.executable, "benchmarks/card.py", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no CUDA card here; --smoke tries every stage on the CPU" in done.stderr
