@@ -84,9 +84,9 @@ def test_another_run_is_overlaid_and_stays_in_the_link(visit):
 def test_charts_hold_the_runs_numbers(root):
     history = Histories(Folder(root)).get("alpha")
     spec = charts.run_charts([history], [], LOOK, 0)
-    rewards = {
-        row["step"]: row["value"] for row in spec["data"]["values"] if row["line"] == "reward"
-    }
+    (chart,) = (view for view in spec["concat"] if view["title"] == "Reward")
+    rows = chart["data"]["values"]
+    rewards = {row["step"]: row["value"] for row in rows if row["line"] == "reward"}
     assert rewards == {step: pytest.approx(step / 10) for step in range(1, 6)}
     json.dumps(spec, allow_nan=False)
 
