@@ -27,6 +27,7 @@ export class Page {
     this.controls = new Controls(this.frame.controls, (change) => this.change(change));
     listen(root, this);
     this.checkSoon = debounce(350, () => this.check());
+    this.explainSoon = debounce(120, () => this.explain()); // its tables take longer than a frame
     this.remember = debounce(100, () => this.writeAddress()); // 25 ms each: not once per frame
     addEventListener("hashchange", () => this.followAddress());
   }
@@ -97,13 +98,9 @@ export class Page {
   }
 
   /** Files without tokens, and numbers that assign_credit refuses, are shown as they are. */
-  get recomputable() {
-    return this.summary.check.state !== "impossible";
-  }
+  get recomputable() { return this.summary.check.state !== "impossible"; }
 
-  get place() {
-    return { run: this.state.run, step: this.state.step };
-  }
+  get place() { return { run: this.state.run, step: this.state.step }; }
 
   /** Moves to another step, prompt, completion or token, loading only what changes. */
   async go(place, record = true) {
@@ -145,9 +142,7 @@ export class Page {
     if (isHere) history.replaceState(null, "", this.addressNow());
   }
 
-  get settings() {
-    return { ...this.summary?.config, ...this.changes };
-  }
+  get settings() { return { ...this.summary?.config, ...this.changes }; }
 
   get changed() {
     const differs = ([name, value]) => value !== this.summary?.config?.[name];
@@ -164,7 +159,7 @@ export class Page {
     this.credits = {};
     this.served = null;
     cancelAnimationFrame(this.scheduled);
-    this.scheduled = requestAnimationFrame(() => this.apply());
+    this.scheduled = requestAnimationFrame(() => this.apply(this.explainSoon));
   }
 
   /** Credit of the whole step in one mode, under the current settings. */
@@ -196,7 +191,7 @@ export class Page {
   }
 
   /** Draws everything that depends on settings or colour. */
-  apply() {
+  apply(explain = () => this.explain()) {
     if (!this.reader) return;
     this.paint();
     this.frame.setColour(this.state.colour, this.group);
@@ -205,10 +200,15 @@ export class Page {
     const can = { critic: this.summary.has_values, recompute, cut };
     this.controls.set(this.state.mode, this.settings, this.changed, can);
     if (!this.exported) this.verdict = { state: "waiting", text: "…" };
-    this.sayChange();
-    this.showDetail();
+    explain();
     this.remember();
     if (this.changed && !this.exported) this.checkSoon();
+  }
+
+  /** What changed against training, and where the current segment's advantage comes from. */
+  explain() {
+    this.sayChange();
+    this.showDetail();
   }
 
   sayChange() {
