@@ -82,7 +82,9 @@ class Shows:
             run = list(runs)[-1]
         steps = list(self.folder.steps(run).paths)
         asked = whole(fields.get("step"))
-        step = asked if asked in steps else (steps[-1] if steps else None)
+        step = steps[-1] if steps else None
+        if asked is not None:  # charts know of steps that were not saved
+            step = min(steps, key=lambda saved: abs(saved - asked), default=None)
         tab = fields.get("tab")
         if tab not in TABS:
             tab = "run" if len(steps) > 1 else "read"
