@@ -42,6 +42,14 @@ def theme() -> gr.themes.Base:
     return gr.themes.Base(primary_hue="blue", **fonts).set(**both)
 
 
+def head() -> str:
+    """The style sheet; and what draws Gradio's charts, so that it loads while the first is made."""
+    assets = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    early = [f"assets/{path.name}" for path in assets.glob("AltairPlot-*.js")]
+    links = ['<link rel="stylesheet" href="inspector-static/style.css">']
+    return "".join([*links, *(f'<link rel="modulepreload" href="{path}">' for path in early)])
+
+
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
     """Serve it; `more` goes to Blocks.launch (tests do not block the main thread)."""
     in_space = "SPACE_ID" in os.environ
@@ -60,7 +68,7 @@ def launch(page: gr.Blocks, args: argparse.Namespace, **more):
         share=args.share,
         inbrowser=args.open,
         theme=theme(),
-        head='<link rel="stylesheet" href="inspector-static/style.css">',
+        head=head(),
         footer_links=[],
         run_history=False,
         ssr_mode=False,

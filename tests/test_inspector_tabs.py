@@ -1,6 +1,7 @@
 """The tabs around the reader in a real browser: the run, critic, hacking, step, search, compare."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -81,12 +82,37 @@ def test_another_run_is_overlaid_and_stays_in_the_link(visit):
     assert opened.page.input_value("input[type=number]") == "9"
 
 
+def test_the_cursor_and_a_click_in_a_chart_lead_to_the_step(visit):
+    """Wherever in a chart: the step under the pointer, and a link to it."""
+    opened = visit("run=long", width=1440, height=860)
+    first_view(opened)
+    box = opened.page.locator(".spo-chart canvas").first.bounding_box()
+    x, y = box["x"] + 150, box["y"] + 90
+    opened.page.mouse.move(x - 5, y)
+    opened.page.mouse.move(x, y)
+    opened.page.locator("#vg-tooltip-element.visible").wait_for()
+    said = opened.text("#vg-tooltip-element.visible")
+    assert "reward" in said
+    step = int(re.search(r"step\D*(\d+)", said)[1])
+    assert 1 <= step <= 60
+    opened.page.mouse.click(x, y)
+    opened.page.locator("#spo-tab-step .spo-table [data-testid=cell-0-1]").wait_for()
+    assert opened.page.url.endswith(f"tab=step&step={step}")
+
+
+def test_a_step_that_was_not_saved_leads_to_the_nearest(root):
+    shows = Shows(Folder(root))
+    for asked, found in ((4, 3), (99, 5), (-3, 1), (2, 2)):  # 1, 2, 3 and 5 are saved
+        client = json.dumps({"hash": f"run=alpha&step={asked}"})
+        assert shows.place(client).step == found
+
+
 def test_charts_hold_the_runs_numbers(root):
     history = Histories(Folder(root)).get("alpha")
     spec = charts.run_charts([history], [], LOOK, 0)
-    rewards = {
-        row["step"]: row["value"] for row in spec["data"]["values"] if row["line"] == "reward"
-    }
+    (chart,) = (view for view in spec["concat"] if view["title"] == "Reward")
+    rows = chart["data"]["values"]
+    rewards = {row["step"]: row["value"] for row in rows if row["line"] == "reward"}
     assert rewards == {step: pytest.approx(step / 10) for step in range(1, 6)}
     json.dumps(spec, allow_nan=False)
 

@@ -120,6 +120,9 @@ def test_other_host_names_are_refused(server, host):
     [
         "gradio_api/file=/etc/passwd",
         "gradio_api/file=pyproject.toml",
+        "gradio_api/file=http://127.0.0.1:9/",
+        "gradio_api/file/http://127.0.0.1:9/",
+        "file/http://127.0.0.1:9/",
         "inspector-static/../server.py",
         "inspector-static/%2e%2e/server.py",
         "inspector-static/..%2f..%2fapp.py",

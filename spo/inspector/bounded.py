@@ -61,33 +61,28 @@ def is_regular(path: Path) -> bool:
         return False
 
 
-def open_parquet(path: Path, is_numeric: bool = False) -> pq.ParquetFile:
+def open_parquet(path: Path, texts: list[str] | None = None) -> pq.ParquetFile:
     """The file with its text as dictionaries.
 
     Args:
-        is_numeric: no text will be read, so that nobody need know what text there is.
+        texts: the columns of text that will be read; None: any, which takes a look at the footer.
 
     Raises:
         ValueError: the path is no regular file.
     """
     if not is_regular(path):
         raise ValueError(f"{path.name} is no regular file.")
-    if is_numeric:
-        return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+    checked = {"page_checksum_verification": True, "pre_buffer": False}
+    if texts is not None:
+        return pq.ParquetFile(path, read_dictionary=texts, **checked)
     meta = pq.read_metadata(path)
     leaves = [meta.schema.column(i) for i in range(meta.num_columns)]
-    texts = [
+    found = [
         leaf.path
         for leaf in leaves
         if leaf.physical_type == "BYTE_ARRAY" and is_text_leaf(leaf.path)
     ]
-    return pq.ParquetFile(
-        path,
-        metadata=meta,
-        read_dictionary=texts,
-        page_checksum_verification=True,
-        pre_buffer=False,
-    )
+    return pq.ParquetFile(path, metadata=meta, read_dictionary=found, **checked)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -158,14 +153,14 @@ def check_footer(meta: pq.FileMetaData, groups, names: list[str], label: str) ->
     """Raises TooLarge where the named columns of these row groups exceed the limits."""
     values: dict[str, int] = {}
     total_bytes = 0
+    leaves = {index: meta.schema.column(index).path for index in range(meta.num_columns)}
+    leaves = {index: path for index, path in leaves.items() if path.split(".")[0] in names}
     for group in groups:
-        for index in range(meta.num_columns):
-            chunk = meta.row_group(group).column(index)
-            if chunk.path_in_schema.split(".")[0] in names:
-                total_bytes += chunk.total_uncompressed_size
-                values[chunk.path_in_schema] = (
-                    values.get(chunk.path_in_schema, 0) + chunk.num_values
-                )
+        row_group = meta.row_group(group)
+        for index, path in leaves.items():
+            chunk = row_group.column(index)
+            total_bytes += chunk.total_uncompressed_size
+            values[path] = values.get(path, 0) + chunk.num_values
     most = max(values.values(), default=0)
     if total_bytes > MAX_BYTES or most > MAX_VALUES:
         raise TooLarge(

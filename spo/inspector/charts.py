@@ -13,7 +13,8 @@ from spo.inspector.markup import address
 from spo.inspector.verdicts import Verdict, smooth
 
 Spec = dict[str, Any]
-MAX_POINTS = 300
+MAX_POINTS = 160
+"""Of a line: about one for each two pixels of a chart."""
 HEIGHT = 130
 BLUE, ORANGE, GREY, GREEN = "#3b78d8", "#d9731a", "#8a8f98", "#2b8a57"
 AXES = 64
@@ -55,12 +56,6 @@ CHARTS = {
         "spo/value_grad_norm": "critic's gradient",
     },
 }
-TOOLTIP = [
-    {"field": "step"},
-    {"field": "line", "title": "of"},
-    {"field": "value", "format": ".4g"},
-    {"field": "average", "format": ".4g"},
-]
 LINE_COLOURS = [BLUE, ORANGE, GREEN, "#9a57c4", GREY, "#b23b4e", "#11879b", "#a07a1f", "#5c6bc0"]
 
 
@@ -97,32 +92,40 @@ def run_charts(histories: list[History], marks: list[Verdict], look: Look, width
         histories: the run, then runs to overlay.
         width: steps of the moving average; 0: none.
     """
-    rows, spreads = [], []
-    for history in histories:
-        for title, lines in CHARTS.items():
-            for name, label in lines.items():
-                owner = f"{history.run}: {label}" if len(histories) > 1 else label
-                rows += points(history, name, owner, title, width)
-        spreads += spread(history, width)
-    shown = [title for title in CHARTS if any(row["chart"] == title for row in rows)]
+    by_chart: dict[str, list[dict]] = {}
+    for title, lines in CHARTS.items():
+        found = [
+            row
+            for history in histories
+            for name, label in lines.items()
+            for row in points(history, name, owner(histories, history, label), title, width)
+        ]
+        if found:
+            by_chart[title] = found
+    edges = columns_of([row for rows in by_chart.values() for row in rows])
+    views = []
+    for number, (title, rows) in enumerate(by_chart.items()):
+        spreads = [row for history in histories for row in spread(history, width)]
+        chart = {"title": title, "width": look.chart_width, "height": HEIGHT}
+        chart["data"] = {"values": placed(rows, edges)}
+        chart["layer"] = [
+            *reward_spread(spreads if title == "Reward" else []),
+            *lines_and_marks(title, rows, marks),
+            *cursor_layers(number, rows, edges, histories[0].run),
+        ]
+        views.append(chart)
     cursor = {
         "name": "cursor",
         "select": {
             "type": "point",
-            "fields": ["step"],
-            "nearest": True,
-            "on": "pointermove",
+            "fields": ["at"],
+            "on": "pointerover",
             "clear": "pointerout",
         },
-        "views": [f"view{number}" for number in range(len(shown))],
+        "views": [f"view{number}" for number in range(len(views))],
     }
-    views = [
-        run_chart(number, title, marks, look, spreads if title == "Reward" else [])
-        for number, title in enumerate(shown)
-    ]
     return document(
         look,
-        data={"values": rows},
         params=[cursor],
         concat=views,
         columns=look.columns,
@@ -131,64 +134,109 @@ def run_charts(histories: list[History], marks: list[Verdict], look: Look, width
     )
 
 
-def run_chart(number: int, title: str, marks: list[Verdict], look: Look, spreads: list) -> Spec:
-    """One chart: faint numbers, their average, the spread, the verdicts, the cursor."""
-    low = {"type": "log"} if "(log)" in title else {"zero": False}
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "axis": {"title": None, "tickCount": 6, "grid": False},
-    }
-    y = {"type": "quantitative", "scale": low, "axis": {"title": None, "tickCount": 5}}
+def owner(histories: list[History], history: History, label: str) -> str:
+    """What a line is called; with its run where there are several."""
+    return f"{history.run}: {label}" if len(histories) > 1 else label
+
+
+def columns_of(rows: list[dict]) -> np.ndarray:
+    """The edges of the columns in which the cursor moves: as many as there are steps, up to
+    MAX_POINTS."""
+    steps = np.unique([row["step"] for row in rows])
+    if len(steps) <= MAX_POINTS:
+        middles = (steps[1:] + steps[:-1]) / 2
+        return np.concatenate([steps[:1] - 0.5, middles, steps[-1:] + 0.5])
+    return np.linspace(steps[0] - 0.5, steps[-1] + 0.5, MAX_POINTS + 1)
+
+
+def placed(rows: list[dict], edges: np.ndarray) -> list[dict]:
+    """The rows with the number of their column."""
+    at = np.searchsorted(edges, [row["step"] for row in rows], side="right") - 1
+    return [row | {"at": int(column)} for row, column in zip(rows, at, strict=True)]
+
+
+X = {
+    "field": "step",
+    "type": "quantitative",
+    "scale": {"zero": False, "nice": False},
+    "axis": {"title": None, "tickCount": 6, "grid": False, "format": "d"},
+}
+
+
+def lines_and_marks(title: str, rows: list[dict], marks: list[Verdict]) -> list[Spec]:
+    """Faint numbers, their average, the verdicts as dashed lines, and dots at the cursor."""
+    scale = {"type": "log"} if "(log)" in title else {"zero": False}
+    if "variance" in title:
+        scale = variance_scale(rows)
+    y = {"type": "quantitative", "scale": scale, "axis": {"title": None, "tickCount": 5}}
     colour = {"field": "line", "type": "nominal", "scale": {"range": LINE_COLOURS}, "sort": None}
-    here = {"filter": f"datum.chart == '{title}'"}
+    layers = [
+        {
+            "mark": {"type": "line", "opacity": opacity, "strokeWidth": stroke},
+            "encoding": {"x": X, "y": y | {"field": field}, "color": colour},
+        }
+        for field, opacity, stroke in (("value", 0.25, 1), ("average", 1, 1.8))
+    ]
     found = [
         {"step": mark.since, "words": mark.sentence}
         for mark in marks
         if mark.series in CHARTS[title] or (mark.series, title) == ("distinct", "Shares")
     ]
-    at_cursor = {"condition": {"param": "cursor", "empty": False, "value": 1}, "value": 0}
-    layers = [
-        {
-            "transform": [here],
-            "mark": {"type": "line", "opacity": 0.25, "strokeWidth": 1},
-            "encoding": {"x": x, "y": y | {"field": "value"}, "color": colour},
-        },
-        {
-            "transform": [here],
-            "mark": {"type": "line", "strokeWidth": 1.8},
-            "encoding": {"x": x, "y": y | {"field": "average"}, "color": colour},
-        },
-        {
-            "name": f"view{number}",
-            "transform": [here],
-            "mark": {"type": "point", "filled": True, "size": 70, "cursor": "pointer"},
-            "encoding": {
-                "x": x,
-                "y": y | {"field": "average"},
-                "color": colour,
-                "opacity": at_cursor,
-                "href": {"field": "link"},
-                "tooltip": TOOLTIP,
-            },
-        },
-        {
-            "transform": [here],
-            "mark": {"type": "rule", "color": GREY},
-            "encoding": {"x": x, "opacity": at_cursor},
-        },
-    ]
-    if spreads:
-        ends = {"y": y | {"field": "low"}, "y2": {"field": "high"}}
-        area = {"type": "area", "opacity": 0.12, "color": BLUE}
-        layers.insert(0, {"data": {"values": spreads}, "mark": area, "encoding": {"x": x, **ends}})
     if found:
         rule = {"type": "rule", "color": ORANGE, "strokeDash": [4, 3], "strokeWidth": 1.5}
-        words = {"field": "words", "title": "verdict"}
-        layers.append(
-            {"data": {"values": found}, "mark": rule, "encoding": {"x": x, "tooltip": [words]}}
-        )
-    return {"title": title, "width": look.chart_width, "height": HEIGHT, "layer": layers}
+        layers.append({"data": {"values": found}, "mark": rule, "encoding": {"x": X}})
+    at_cursor = [{"filter": {"param": "cursor", "empty": False}}]
+    dot = {"type": "point", "filled": True, "size": 60}
+    encoding = {"x": X, "y": y | {"field": "average"}, "color": colour}
+    return [*layers, {"transform": at_cursor, "mark": dot, "encoding": encoding}]
+
+
+def variance_scale(rows: list[dict]) -> Spec:
+    """Explained variance down to −1: what a critic that knows nothing yet says may be anything."""
+    lowest = min((row["value"] for row in rows), default=0.0)
+    return {"domainMin": -1, "clamp": True} if lowest < -1 else {"zero": False}
+
+
+def to_step(run: str) -> Spec:
+    """Gives every row a link to its step."""
+    return {"calculate": f"'{address(run=run, tab='step')}&step=' + datum.step", "as": "link"}
+
+
+def reward_spread(spreads: list[dict]) -> list[Spec]:
+    """The band of one standard deviation."""
+    if not spreads:
+        return []
+    ends = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
+    area = {"type": "area", "opacity": 0.12, "color": BLUE}
+    return [{"data": {"values": spreads}, "mark": area, "encoding": {"x": X, **ends}}]
+
+
+def cursor_layers(number: int, rows: list[dict], edges: np.ndarray, run: str) -> list[Spec]:
+    """A line at the cursor, and an unseen bar for each column: it says the numbers that stand
+    there, and leads to a step of it."""
+    bars: dict[int, dict] = {}
+    names = list(dict.fromkeys(row["line"] for row in rows))
+    for row in placed(rows, edges):
+        at = row["at"]
+        bar = bars.setdefault(at, {"at": at, "from": short(edges[at]), "to": short(edges[at + 1])})
+        bar |= {"step": row["step"], f"v{names.index(row['line'])}": row["value"]}
+    numbers = [{"field": f"v{at}", "title": name, "format": ".4g"} for at, name in enumerate(names)]
+    ends = {"x": X | {"field": "from"}, "x2": {"field": "to"}}
+    at_cursor = {"filter": {"param": "cursor", "empty": False}}
+    return [
+        {"transform": [at_cursor], "mark": {"type": "rule", "color": GREY}, "encoding": {"x": X}},
+        {
+            "name": f"view{number}",
+            "data": {"values": list(bars.values())},
+            "transform": [to_step(run)],
+            "mark": {"type": "rect", "opacity": 0, "cursor": "pointer"},
+            "encoding": {
+                **ends,
+                "href": {"field": "link"},
+                "tooltip": [{"field": "step"}, *numbers],
+            },
+        },
+    ]
 
 
 def points(history: History, name: str, owner: str, chart: str, width: int) -> list[dict]:
@@ -203,12 +251,10 @@ def points(history: History, name: str, owner: str, chart: str, width: int) -> l
     average = smooth(values, width) if width > 1 and len(values) > 3 else values
     return [
         {
-            "chart": chart,
             "line": owner,
             "step": int(steps[at]),
             "value": short(values[at]),
             "average": short(average[at]),
-            "link": address(run=history.run, tab="step", step=int(steps[at])),
         }
         for at in thinned(values)
     ]
@@ -266,9 +312,9 @@ def metric_chart(history: History, name: str, look: Look, width: int) -> Spec:
             },
         },
     ]
-    return document(
-        look, data={"values": rows}, layer=layers, width=look.width - AXES - 24, height=220
-    )
+    size = {"width": look.width - AXES - 24, "height": 220}
+    transform = [to_step(history.run)]
+    return document(look, data={"values": rows}, transform=transform, layer=layers, **size)
 
 
 def even_choice(count: int, most: int) -> np.ndarray:

@@ -16,6 +16,8 @@ from spo.inspector.charts import (
     points,
     quantity,
     short,
+    to_step,
+    variance_scale,
 )
 from spo.inspector.history import SOURCE_EV, History, function_rewards, numbers
 from spo.inspector.markup import address
@@ -34,7 +36,8 @@ def critic_charts(history: History, line: dict | None, look: Look, width: int) -
     ]
     common = {"width": look.chart_width, "height": 200}
     if rows:
-        views.append(common | {"title": title, "data": {"values": rows}, "layer": ev_layers()})
+        layers = {"transform": [to_step(history.run)], "layer": ev_layers(variance_scale(rows))}
+        views.append(common | {"title": title, "data": {"values": rows}} | layers)
     tenths = numbers((line or {}).get("explained_variance_by_tenth"))
     if np.isfinite(tenths).any():
         bars = [{"part": 10 * at, "ev": short(x)} for at, x in enumerate(tenths) if np.isfinite(x)]
@@ -64,9 +67,9 @@ def critic_charts(history: History, line: dict | None, look: Look, width: int) -
     return document(look, concat=views, columns=look.columns, spacing=18) if views else None
 
 
-def ev_layers() -> list[Spec]:
+def ev_layers(scale: Spec) -> list[Spec]:
     x = {"field": "step", "type": "quantitative", "axis": {"grid": False}}
-    y = {"type": "quantitative", "axis": {"title": None}}
+    y = {"type": "quantitative", "scale": scale, "axis": {"title": None}}
     colour = {"field": "line", "type": "nominal", "scale": {"range": LINE_COLOURS}, "sort": None}
     colour |= {"legend": {"columns": 2}}
     faint = {"mark": {"type": "line", "opacity": 0.25}}
@@ -169,10 +172,9 @@ def hacking_charts(history: History, look: Look, width: int) -> Spec | None:
                 "href": {"field": "link"},
             }
             mark = {"type": "line", "point": {"size": 20}}
-            data = {"values": rows}
-            views.append(
-                common | {"title": title, "data": data, "mark": mark, "encoding": encoding}
-            )
+            chart = {"title": title, "data": {"values": rows}, "mark": mark}
+            chart |= {"encoding": encoding, "transform": [to_step(history.run)]}
+            views.append(common | chart)
     scale = {"scale": {"color": "independent"}}
     if not views:
         return None
@@ -190,11 +192,8 @@ def correlations(history: History, names: list[str]) -> list[dict]:
             for b in keys[i + 1 :]:
                 r = pearson(columns[a], columns[b])
                 if r is not None:
-                    link = address(run=history.run, tab="step", step=line["step"])
                     label = f"{a} × {b}"
-                    rows.append(
-                        {"step": line["step"], "line": label, "value": short(r), "link": link}
-                    )
+                    rows.append({"step": line["step"], "line": label, "value": short(r)})
     return rows
 
 

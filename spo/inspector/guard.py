@@ -20,7 +20,9 @@ POLICY = (
 """Gradio itself needs inline scripts and `new Function`; connections leave for nowhere."""
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-CLOSED = re.compile(r"/(gradio_api/)?(upload|upload_progress|proxy=|file=|deep_link|vibe)")
+CLOSED = re.compile(
+    r"/(gradio_api/)?(upload|proxy=|file[=/]|deep_link|vibe|undo-vibe|run-history|process_recording)"
+)
 """Gradio's routes that write files, fetch addresses or read paths; the inspector needs none."""
 WITHOUT_TOKEN = ("/gradio_api/startup-events", "/startup-events", "/manifest.json")
 """What Gradio's launch asks of itself, and what browsers ask for without cookies. Neither tells

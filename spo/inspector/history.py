@@ -44,7 +44,7 @@ class History:
         evaluations: those of its saved evaluations.
         curves: metrics.jsonl, key -> [[step, value], …].
         progress: share of the saved steps that have a line.
-        known: the series of the index that were asked for already.
+        known, tables: the series of the index that were asked for already, and what they are of.
     """
 
     run: str
@@ -53,6 +53,7 @@ class History:
     curves: dict[str, list[list[float]]]
     progress: float = 1.0
     known: dict[str, "Series | None"] = field(default_factory=dict)
+    tables: dict[tuple[str, int], "np.ndarray | None"] = field(default_factory=dict)
 
     def series(self, name: str) -> Series | None:
         """A curve by the trainer's name, from metrics.jsonl or else from the index."""
@@ -66,10 +67,57 @@ class History:
         if name not in self.known:
             lines = self.evaluations if name.startswith("eval/") else self.lines
             plain = name.removeprefix("eval/")
-            values = np.array([line_number(line, plain) for line in lines], dtype=np.float64)
+            values = self._at_once(lines, plain)
+            if values is None:
+                values = np.array([line_number(line, plain) for line in lines], dtype=np.float64)
             steps = np.array([line["step"] for line in lines], dtype=np.float64)
             self.known[name] = Series(steps, values) if np.isfinite(values).any() else None
         return self.known[name]
+
+    def _at_once(self, lines: list[dict[str, Any]], name: str) -> np.ndarray | None:
+        """`line_number` of all lines in one go, where all have as many completions."""
+        if name.startswith("rewards/") and name.endswith("/mean"):
+            columns = [line.get("rewards_by_function") or {} for line in lines]
+            if any(column.get(name[8:-5], 0) is not None for column in columns):
+                return None
+            name = "reward"  # in the index null stands for the reward itself
+        match name:
+            case "reward" | "reward_std" | "frac_reward_zero_std":
+                table = self._table(lines, "reward")
+            case "entropy":
+                table = self._table(lines, "entropy")
+            case "completions/mean_length":
+                table = self._table(lines, "length")
+            case _:
+                return None
+        sizes = {line["num_generations"] for line in lines}
+        if table is None or len(sizes) != 1:
+            return None
+        known = np.isfinite(table)
+        counts = np.where(known.any(1), known.sum(1), np.nan)
+        means = np.where(known, table, 0.0).sum(1) / counts
+        if name == "reward_std":
+            squares = np.where(known, table - means[:, None], 0.0) ** 2
+            return np.sqrt(squares.sum(1) / counts)
+        if name != "frac_reward_zero_std":
+            return means
+        size = sizes.pop()
+        if size < 1 or table.shape[1] % size:
+            return None
+        return contrast_lacks(table.reshape(len(table), -1, size))
+
+    def _table(self, lines: list[dict[str, Any]], column: str) -> np.ndarray | None:
+        """(S, B) numbers of a column; None where the lines differ in length or hold no numbers."""
+        key = (column, id(lines))
+        if key not in self.tables:
+            self.tables[key] = None
+            try:
+                array = np.array([line.get(column) for line in lines], dtype=np.float64)
+            except (ValueError, TypeError, OverflowError):
+                return None
+            fits = array.ndim == 2 and array.size and not (np.abs(array) >= 1e300).any()
+            self.tables[key] = array if fits else None
+        return self.tables[key]
 
     @property
     def reward_functions(self) -> list[str]:
@@ -101,21 +149,21 @@ def numbers(column: Any) -> np.ndarray:
 
 def line_number(line: dict[str, Any], name: str) -> float | None:
     """One number of an index line under the trainer's name for it."""
-    rewards = numbers(line["reward"])
-    known = rewards[np.isfinite(rewards)]
     match name:
         case "reward":
-            return float(known.mean()) if known.size else None
+            return mean_or_none(numbers(line["reward"]))
         case "reward_std":
+            rewards = numbers(line["reward"])
+            known = rewards[np.isfinite(rewards)]
             return float(known.std()) if known.size else None
         case "entropy":
             return mean_or_none(numbers(line.get("entropy")))
         case "completions/mean_length":
             return mean_or_none(numbers(line["length"]))
         case "completions/clipped_ratio":
-            return len(line["truncated"]) / max(len(rewards), 1)
+            return len(line["truncated"]) / max(len(line["reward"]), 1)
         case "frac_reward_zero_std":
-            return without_contrast(rewards, line["num_generations"])
+            return without_contrast(numbers(line["reward"]), line["num_generations"])
         case "spo/explained_variance":
             return as_number(line.get("explained_variance"))
     if name.startswith("rewards/") and name.endswith("/mean"):
@@ -152,10 +200,14 @@ def without_contrast(rewards: np.ndarray, num_generations: int) -> float | None:
     """The share of prompts whose known rewards are all equal."""
     if not rewards.size or num_generations < 1 or rewards.size % num_generations:
         return None
-    groups = rewards.reshape(-1, num_generations)
-    low = np.where(np.isnan(groups), np.inf, groups).min(1)
-    high = np.where(np.isnan(groups), -np.inf, groups).max(1)
-    return float((high - low <= 1e-8).mean())
+    return float(contrast_lacks(rewards.reshape(-1, num_generations)))
+
+
+def contrast_lacks(groups: np.ndarray) -> np.ndarray:
+    """(…, P, G) rewards -> the share of the P prompts whose G known rewards are equal."""
+    low = np.where(np.isnan(groups), np.inf, groups).min(-1)
+    high = np.where(np.isnan(groups), -np.inf, groups).max(-1)
+    return (high - low <= 1e-8).mean(-1)
 
 
 class Histories:

@@ -1,5 +1,7 @@
 """Maps of a run, steps across: which prompts are solved, where |A| falls -> Vega-Lite. Pure."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from spo.inspector.charts import AXES, BLUE, ORANGE, Look, Spec, document, even_choice, short
@@ -52,6 +54,7 @@ def prompt_matrix(history: History, look: Look) -> Spec | None:
     )
 
 
+@lru_cache(maxsize=4)
 def matrix_cells(history: History) -> tuple[list[dict], list[int]]:
     """Cells of the matrix and its prompts in order; steps are joined so that columns stay few."""
     columns = np.array_split(

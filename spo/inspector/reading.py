@@ -4,6 +4,7 @@ Limits are checked on the file's footer before any column is decoded (bounded.py
 are verified, and only the columns named here are read. Files without tokens go to foreign.py.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def read_group(path: Path, group: int) -> Group:
     return _read_group(path, group, stat.st_mtime_ns, stat.st_size)
 
 
+def readable(paths: Iterable[Path]) -> Iterator[Step]:
+    """The steps that can be read and hold tokens."""
+    for path in paths:
+        try:
+            step = read_step(path)
+        except ValueError:
+            continue  # the reader says why when it is opened
+        if step.config is not None:
+            yield step
+
+
 def count_groups(path: Path) -> int | None:
     """How many prompts a file has a row group for; None where prompts share row groups."""
     with _opened(path) as file:
@@ -76,12 +88,12 @@ def count_groups(path: Path) -> int | None:
 class _opened:
     """The Parquet file, closed at the end; what pyarrow raises becomes one sentence."""
 
-    def __init__(self, path: Path, is_numeric: bool = False):
-        self.path, self.is_numeric = path, is_numeric
+    def __init__(self, path: Path, texts: list[str] | None = None):
+        self.path, self.texts = path, texts
 
     def __enter__(self) -> pq.ParquetFile:
         try:
-            self.file = open_parquet(self.path, self.is_numeric)
+            self.file = open_parquet(self.path, self.texts)
         except UNREADABLE as error:
             raise self._refusal(error) from error
         return self.file
@@ -280,7 +292,7 @@ def read_columns(
     Raises:
         ValueError: the file has no tokens, or its columns do not fit.
     """
-    with _opened(path, is_numeric=not set(names) & set(TEXT)) as file:
+    with _opened(path, texts=[name for name in names if name in TEXT]) as file:
         metadata = read_metadata(file.schema_arrow.metadata, path.name)
         size = metadata.get("num_generations")
         if _lacking(file) or type(size) is not int or size < 1:

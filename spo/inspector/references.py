@@ -27,9 +27,14 @@ def reference_view(step: Step, row: int) -> dict[str, Any] | None:
     if text is None:
         return None
     completion = step.rollouts.completions[row]
-    found = {
+    spans = {
         span for kind in step.reference_items for span in followed_items(completion, text, kind)
     }
+    found, done = [], 0
+    for span in sorted(spans, key=lambda span: span[2:]):
+        if span[2] >= done:  # kinds of items may overlap: an identifier and a word in it
+            found.append(span)
+            done = span[3]
     places, in_reference = utf16_places(completion), utf16_places(text)
     items = np.array(sorted(found), dtype=np.int64).reshape(-1, 4)
     items = np.hstack([places[items[:, :2]], in_reference[items[:, 2:]]])

@@ -5,7 +5,9 @@ after the other. A search goes step by step, so that the first matches show at o
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from spo.inspector.text import char_ends
 from spo.inspector.views import bound, matches, number
 
 BUDGET = 0.4
+READERS = 2
+"""Files read at once: what decodes Parquet and searches text lets other threads run."""
+Matches = tuple[int, list[dict[str, Any]]]
 MAX_MATCHES = 300
 MEASURES = {
     "advantage": "token_advantages",
@@ -72,27 +77,43 @@ def search_run(
     check_query(query)
     found = Found(total=len(paths))
     spoken = time.monotonic()
-    for step in sorted(paths, reverse=True):  # the newest first
-        search_step(found, step, paths[step], query)
-        found.done += 1
-        if time.monotonic() - spoken > every and found.done < found.total:
-            found.sort()
-            yield found
-            spoken = time.monotonic()
+    steps = sorted(paths, reverse=True)  # the newest first
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future] = deque()
+        for step in steps:
+            while len(ahead) < READERS + 1 and found.done + len(ahead) < len(steps):
+                coming = steps[found.done + len(ahead)]
+                ahead.append(pool.submit(search_file, paths[coming], query, found.floor))
+            take(found, step, ahead.popleft().result())
+            found.done += 1
+            if time.monotonic() - spoken > every and found.done < found.total:
+                found.sort()
+                yield found
+                spoken = time.monotonic()
     found.sort()
     yield found
 
 
-def search_step(found: Found, step: int, path: Path, query: dict[str, Any]) -> None:
-    """Adds one file; where the whole step is too large, prompt by prompt."""
+def search_file(path: Path, query: dict[str, Any], floor: float) -> list[Matches] | str:
+    """`segments_of` one file; where the whole step is too large, of each prompt. A sentence where
+    it cannot be read."""
     try:
         try:
-            found.add(step, *segments_of(path, query, floor=found.floor))
+            return [segments_of(path, query, floor=floor)]
         except TooLarge:
-            for group in range(count_groups(path) or 0):
-                found.add(step, *segments_of(path, query, group, found.floor))
+            groups = range(count_groups(path) or 0)
+            return [segments_of(path, query, group, floor) for group in groups]
     except (ValueError, OSError) as error:
-        found.skipped[step] = str(error)
+        return str(error)
+
+
+def take(found: Found, step: int, answer: list[Matches] | str) -> None:
+    """Adds what `search_file` says of a step."""
+    if isinstance(answer, str):
+        found.skipped[step] = answer
+        return
+    for count, shown in answer:
+        found.add(step, count, shown)
 
 
 def find_in_run(paths: dict[int, Path], query: dict[str, Any], start: int = 0) -> dict[str, Any]:
@@ -108,7 +129,8 @@ def find_in_run(paths: dict[int, Path], query: dict[str, Any], start: int = 0) -
     deadline = time.monotonic() + BUDGET
     position = max(0, start)
     while position < len(steps) and (position == start or time.monotonic() < deadline):
-        search_step(found, steps[position], paths[steps[position]], query)
+        step = steps[position]
+        take(found, step, search_file(paths[step], query, found.floor))
         position += 1
     found.sort()
     return {

@@ -19,10 +19,10 @@ from spo.inspector.bounded import TooLarge, is_number
 from spo.inspector.charts import Look, Spec
 from spo.inspector.compare import diff_html, modes_html, steps_with
 from spo.inspector.folder import EVALUATIONS, Folder
-from spo.inspector.history import Histories, History
+from spo.inspector.history import Histories, History, file_key
 from spo.inspector.markup import completion_html, legend_html, link
 from spo.inspector.notes import Notes
-from spo.inspector.reading import count_groups, read_group, read_step
+from spo.inspector.reading import count_groups, read_group, read_step, readable
 from spo.inspector.search import MEASURES, Found, search_run
 from spo.inspector.step import Step
 from spo.inspector.turns import last_words
@@ -66,6 +66,7 @@ class Shows:
         self.folder = folder
         self.histories = Histories(folder)
         self.notes = notes
+        self.counted: dict[str, tuple] = {}  # run -> the files, phrases credited, blamed
 
     def place(self, client: str) -> Place:
         """What the browser said of itself -> a place; what cannot be read keeps its default."""
@@ -81,7 +82,9 @@ class Shows:
             run = list(runs)[-1]
         steps = list(self.folder.steps(run).paths)
         asked = whole(fields.get("step"))
-        step = asked if asked in steps else (steps[-1] if steps else None)
+        step = steps[-1] if steps else None
+        if asked is not None:  # charts know of steps that were not saved
+            step = min(steps, key=lambda saved: abs(saved - asked), default=None)
         tab = fields.get("tab")
         if tab not in TABS:
             tab = "run" if len(steps) > 1 else "read"
@@ -150,7 +153,7 @@ class Shows:
             if metric in names
             else plot(None),
         }
-        credited, blamed = tables.phrases(self.some_steps(place.run))
+        credited, blamed = self.phrases(place.run)
         yield {"credited": credited, "blamed": blamed}
 
     def sample(self, place: Place) -> str:
@@ -182,16 +185,14 @@ class Shows:
             f"<p>reward {reward:.3g}</p>{completion_html(step, row)}{legend_html(step)}</div>"
         )
 
-    def some_steps(self, run: str) -> Iterator[Step]:
-        """A few readable steps of a run, spread evenly."""
+    def phrases(self, run: str) -> tuple[list, list]:
+        """Those of a few steps of a run, spread evenly; counted again once these are others."""
         paths = list(self.folder.steps(run).paths.values())
-        for at in charts.even_choice(len(paths), PHRASE_STEPS):
-            try:
-                step = read_step(paths[at])
-            except ValueError:
-                continue  # the reader says why when it is opened
-            if step.config is not None:
-                yield step
+        chosen = [paths[at] for at in charts.even_choice(len(paths), PHRASE_STEPS)]
+        keys = tuple(file_key(path) for path in chosen)
+        if self.counted.get(run, (None,))[0] != keys:
+            self.counted[run] = (keys, *tables.phrases(readable(chosen)))
+        return self.counted[run][1:]
 
     # --- critic, hacking ------------------------------------------------------------------------
 

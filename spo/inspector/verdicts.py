@@ -5,6 +5,7 @@ where the numbers leave little doubt, as a healthy run must read as one.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Verdict:
     series: str
 
 
+@lru_cache(maxsize=8)
 def verdicts(history: History) -> list[Verdict]:
     """What stands out in a run, the gravest first."""
     reward = known(history.series("reward"))

@@ -78,9 +78,7 @@ export class CompletionText {
   }
 
   /** The token an event happened on, −1 for none. */
-  tokenAt(event) {
-    return this.lookup.get(event.target) ?? -1;
-  }
+  tokenAt(event) { return this.lookup.get(event.target) ?? -1; }
 
   /** Moves the current token; one token per completion is reachable by Tab. */
   select(at, previous, take) {

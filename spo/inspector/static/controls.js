@@ -1,4 +1,5 @@
 // "What if": sliders and switches for the credit settings, and what changed against training.
+import { startsSegment } from "./data.js";
 import { h, show } from "./dom.js";
 
 // Most of the interesting entropy_percentiles are small: the slider moves their square root.
@@ -65,21 +66,21 @@ export function press(root, choice, current, disabled) {
   }
 }
 
-/** Boundaries and advantages of some completions against training. */
-export function compareWithTraining(completions, creditOf) {
-  const sum = { split: 0, merged: 0, flipped: 0, tokens: 0, change: 0 };
+/** Boundaries and advantages of some completions against others of theirs, such as training's. */
+export function compare(completions, creditOf, otherOf) {
+  const sum = { split: 0, merged: 0, flipped: 0, tokens: 0, change: 0, worst: 0 };
   for (const completion of completions) {
-    const { saved, length } = completion;
-    const credit = creditOf(completion);
-    for (let at = 0; at < length; at++) {
-      const was = at > 0 && saved.segmentIds[at] !== saved.segmentIds[at - 1];
-      const is = at > 0 && credit.segmentIds[at] !== credit.segmentIds[at - 1];
-      if (is && !was) sum.split++;
-      if (was && !is) sum.merged++;
-      if (saved.advantages[at] * credit.advantages[at] < 0) sum.flipped++;
-      sum.change += Math.abs(credit.advantages[at] - saved.advantages[at]);
+    const [credit, other] = [creditOf(completion), otherOf(completion)];
+    for (let at = 0; at < completion.length; at++) {
+      const was = startsSegment(other.segmentIds, at);
+      const is = startsSegment(credit.segmentIds, at);
+      if (is !== was) sum[is ? "split" : "merged"]++;
+      const [a, b] = [credit.advantages[at], other.advantages[at]];
+      if (a * b < 0) sum.flipped++;
+      sum.change += Math.abs(a - b);
+      sum.worst = Math.max(sum.worst, Math.abs(a - b) / Math.max(1, Math.abs(b)));
     }
-    sum.tokens += length;
+    sum.tokens += completion.length;
   }
   return sum;
 }

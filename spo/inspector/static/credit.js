@@ -51,9 +51,8 @@ export function assignCredit(step, config) {
   for (let at = 0; at < raw.length; at++) if (!step.mask[at]) raw[at] = 0;
   const { mean, std } = config.normalize_advantages ? statistics(raw, step) : { mean: 0, std: 1 };
   const advantages = new Float32Array(raw.length);
-  for (let at = 0; at < raw.length; at++) {
+  for (let at = 0; at < raw.length; at++)
     advantages[at] = step.mask[at] ? (raw[at] - mean) / std : 0;
-  }
   return { segmentIds, boundaries, cut, advantages, raw, mean, std };
 }
 
@@ -164,25 +163,20 @@ function moments(numbers) {
   const known = numbers.filter((x) => !Number.isNaN(x));
   const mean = known.reduce((sum, x) => sum + x, 0) / Math.max(known.length, 1);
   const squares = known.reduce((sum, x) => sum + (x - mean) ** 2, 0);
-  return { mean, sampleStd: Math.sqrt(squares / Math.max(known.length - 1, 1)) };
+  const std = Math.sqrt(squares / Math.max(known.length, 1));
+  return { mean, std, sampleStd: Math.sqrt(squares / Math.max(known.length - 1, 1)) };
 }
 
 /** Mean and std over the tokens of the loss; 0 and 1 where scaling would blow up noise. */
 function statistics(numbers, { mask, sorted }) {
-  const count = sorted.length;
-  let [sum, squares] = [0, 0];
-  for (let at = 0; at < numbers.length; at++) if (mask[at]) sum += numbers[at];
-  const mean = sum / count;
-  for (let at = 0; at < numbers.length; at++) if (mask[at]) squares += (numbers[at] - mean) ** 2;
-  const std = Math.sqrt(squares / count);
-  return count < 2 || std < MIN_STD ? { mean: 0, std: 1 } : { mean, std };
+  const { mean, std } = moments(numbers.filter((_, at) => mask[at]));
+  return sorted.length < 2 || std < MIN_STD ? { mean: 0, std: 1 } : { mean, std };
 }
 
 /** The parts of every segment's advantage in one completion:
  * δ_k = R_k + γ V_{k+1} − V_k and A_k = δ_k + carried, carried = γ λ A_{k+1}. */
 export function decompose(step, credit, config, row) {
-  const { offsets } = step;
-  const { rewards } = step;
+  const { offsets, rewards } = step;
   const ids = credit.segmentIds;
   const kind = config.advantage_level === "token" ? "start" : config.segment_value;
   const values = segmentValues(step, step.values, ids, kind);

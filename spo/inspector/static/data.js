@@ -34,8 +34,7 @@ export function unpackInputs(answer) {
   };
 }
 
-const FLOATS = ["entropies", "logprobs", "logprobs_ref", "values", "token_rewards"];
-FLOATS.push("advantages", "returns");
+const FLOATS = "entropies logprobs logprobs_ref values token_rewards advantages returns".split(" ");
 const INTEGERS = ["token_ids", "segment_ids"];
 
 /** get_group -> its completions, each with its own slices of the token arrays. */

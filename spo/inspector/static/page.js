@@ -4,7 +4,7 @@
 //   settings → credit.js → class names, strips, panel; when they rest → Python checks
 
 import { tokenTitle } from "./completion.js";
-import { Controls, changeLine, compareWithTraining } from "./controls.js";
+import { Controls, changeLine, compare } from "./controls.js";
 import { assignCredit, decompose, prepareStep } from "./credit.js";
 import { ask, startsSegment, unpack, unpackGroup, unpackInputs } from "./data.js";
 import { detailPanel, legend, spoken, tokenFacts } from "./detail.js";
@@ -14,6 +14,11 @@ import { listen } from "./keyboard.js";
 import { Reader } from "./reader.js";
 import { colourOf } from "./scale.js";
 import { readAddress, writeAddress } from "./state.js";
+
+const cut = ({ segmentIds, advantages }, from, to) => ({
+  segmentIds: segmentIds.subarray(from, to),
+  advantages: advantages.subarray(from, to),
+});
 
 export class Page {
   constructor(root, server, { exported = false } = {}) {
@@ -27,6 +32,7 @@ export class Page {
     this.controls = new Controls(this.frame.controls, (change) => this.change(change));
     listen(root, this);
     this.checkSoon = debounce(350, () => this.check());
+    this.explainSoon = debounce(120, () => this.explain()); // its tables take longer than a frame
     this.remember = debounce(100, () => this.writeAddress()); // 25 ms each: not once per frame
     addEventListener("hashchange", () => this.followAddress());
   }
@@ -97,13 +103,9 @@ export class Page {
   }
 
   /** Files without tokens, and numbers that assign_credit refuses, are shown as they are. */
-  get recomputable() {
-    return this.summary.check.state !== "impossible";
-  }
+  get recomputable() { return this.summary.check.state !== "impossible"; }
 
-  get place() {
-    return { run: this.state.run, step: this.state.step };
-  }
+  get place() { return { run: this.state.run, step: this.state.step }; }
 
   /** Moves to another step, prompt, completion or token, loading only what changes. */
   async go(place, record = true) {
@@ -145,9 +147,7 @@ export class Page {
     if (isHere) history.replaceState(null, "", this.addressNow());
   }
 
-  get settings() {
-    return { ...this.summary?.config, ...this.changes };
-  }
+  get settings() { return { ...this.summary?.config, ...this.changes }; }
 
   get changed() {
     const differs = ([name, value]) => value !== this.summary?.config?.[name];
@@ -156,15 +156,13 @@ export class Page {
 
   /** New settings; null returns to training. Drawn once per frame, whatever the event rate. */
   change(change) {
-    if (change === null) {
-      this.changes = {};
-      this.state.mode = "spo";
-    } else if (change.mode) this.state.mode = change.mode;
-    else Object.assign(this.changes, change);
+    const { mode, ...settings } = change ?? { mode: "spo" };
+    if (mode) this.state.mode = mode;
+    this.changes = change ? { ...this.changes, ...settings } : {};
     this.credits = {};
     this.served = null;
     cancelAnimationFrame(this.scheduled);
-    this.scheduled = requestAnimationFrame(() => this.apply());
+    this.scheduled = requestAnimationFrame(() => this.apply(this.explainSoon));
   }
 
   /** Credit of the whole step in one mode, under the current settings. */
@@ -176,10 +174,9 @@ export class Page {
   creditOf(completion) {
     if (!this.changed) return completion.saved;
     if (!this.step) return this.served?.[completion.completion] ?? completion.saved;
-    const { segmentIds, advantages } = this.stepCredit(this.state.mode);
     const { offsets } = this.step;
-    const [from, to] = [offsets[completion.row], offsets[completion.row + 1]];
-    return { segmentIds: segmentIds.subarray(from, to), advantages: advantages.subarray(from, to) };
+    const { row } = completion;
+    return cut(this.stepCredit(this.state.mode), offsets[row], offsets[row + 1]);
   }
 
   get cut() {
@@ -196,7 +193,7 @@ export class Page {
   }
 
   /** Draws everything that depends on settings or colour. */
-  apply() {
+  apply(explain = () => this.explain()) {
     if (!this.reader) return;
     this.paint();
     this.frame.setColour(this.state.colour, this.group);
@@ -205,16 +202,21 @@ export class Page {
     const can = { critic: this.summary.has_values, recompute, cut };
     this.controls.set(this.state.mode, this.settings, this.changed, can);
     if (!this.exported) this.verdict = { state: "waiting", text: "…" };
-    this.sayChange();
-    this.showDetail();
+    explain();
     this.remember();
     if (this.changed && !this.exported) this.checkSoon();
+  }
+
+  /** What changed against training, and where the current segment's advantage comes from. */
+  explain() {
+    this.sayChange();
+    this.showDetail();
   }
 
   sayChange() {
     const { status } = this.controls;
     if (!this.changed) return status.replaceChildren("as trained");
-    const change = compareWithTraining(this.group.completions, (c) => this.creditOf(c));
+    const change = compare(this.group.completions, (c) => this.creditOf(c), (c) => c.saved);
     status.replaceChildren(...changeLine(change, this.verdict));
   }
 
@@ -226,14 +228,10 @@ export class Page {
     const query = { ...this.place, group: this.group.group, settings };
     const answer = await this.attempt(() => ask(this.server, "recompute", query));
     if (!answer || request !== this.checkRequest || !this.changed) return;
-    const ids = unpack(answer.segment_ids, Int32Array);
-    const numbers = unpack(answer.advantages);
+    const segmentIds = unpack(answer.segment_ids, Int32Array);
+    const credit = { segmentIds, advantages: unpack(answer.advantages) };
     let to = 0;
-    const slices = this.group.completions.map(({ length }) => {
-      const from = to;
-      to += length;
-      return { segmentIds: ids.subarray(from, to), advantages: numbers.subarray(from, to) };
-    });
+    const slices = this.group.completions.map(({ length }) => cut(credit, to, (to += length)));
     if (this.step) this.verdict = this.agreement(slices);
     else {
       [this.served, this.servedCut] = [slices, answer.cut];
@@ -244,17 +242,11 @@ export class Page {
   }
 
   agreement(slices) {
-    let [worst, moved] = [0, 0];
-    for (const [index, completion] of this.group.completions.entries()) {
-      const [mine, theirs] = [this.creditOf(completion), slices[index]];
-      for (let at = 0; at < completion.length; at++) {
-        const [a, b] = [mine.advantages[at], theirs.advantages[at]];
-        worst = Math.max(worst, Math.abs(a - b) / Math.max(1, Math.abs(b)));
-        if (mine.segmentIds[at] !== theirs.segmentIds[at]) moved++;
-      }
-    }
-    if (worst <= 1e-5 && moved === 0) return { state: "verified", text: "✓ checked by Python" };
-    const text = `Python differs: ${show(worst)}, ${moved} tokens in other segments`;
+    const theirs = ({ completion }) => slices[completion];
+    const found = compare(this.group.completions, (c) => this.creditOf(c), theirs);
+    const moved = found.split + found.merged;
+    if (found.worst <= 1e-5 && !moved) return { state: "verified", text: "✓ checked by Python" };
+    const text = `Python differs: ${show(found.worst)}, ${moved} boundaries elsewhere`;
     return { state: "differs", text };
   }
 
