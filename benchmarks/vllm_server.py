@@ -8,7 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-UP_SECONDS = 300
+UP_SECONDS = 900
 
 
 class VllmServer:
@@ -49,6 +49,7 @@ class VllmServer:
             if self._answers():
                 return
             time.sleep(1)
+        self.stop()
         raise RuntimeError(f"vLLM did not start:\n{self.log.read_text()[-3000:]}")
 
     def _answers(self) -> bool:

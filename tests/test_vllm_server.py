@@ -10,6 +10,8 @@ from peft import LoraConfig
 from vllm_stand_in import StandIn
 
 from spo.errors import EngineError
+from spo.generation import vllm
+from spo.generation.adapter import adapter_name
 from spo.rollouts import load_rollouts
 
 MEAN = "sampling/sampling_logp_difference/mean"
@@ -141,6 +143,15 @@ def test_a_resumed_run_samples_the_same(server, tmp_path):
     assert len(set(completions)) > len(completions) / 2  # rows and steps differ
 
 
+def test_the_same_adapter_of_another_run_is_not_relied_on(server, tmp_path):
+    """Its folder may be deleted, and a server that reads it again would die."""
+    make_trainer(tmp_path / "a", server, max_steps=1).train()
+    make_trainer(tmp_path / "b", server, max_steps=1).train()
+    first, second = server.loaded
+    assert first == second  # the same seed, the same weights
+    assert server.roots[second].startswith(str(tmp_path / "b"))
+
+
 def test_evaluation_asks_the_same_server(server, tmp_path):
     trainer = make_trainer(tmp_path / "run", server, eval_dataset=runs.prompts(3), max_steps=1)
     trainer.evaluate()
@@ -249,6 +260,15 @@ def test_a_server_started_without_adapters(server, tmp_path):
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" in refusal(server, tmp_path / "run")
 
 
+def test_an_adapter_that_cannot_be_written(server, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vllm, "write_adapter", full)
+    sentence = refusal(server, tmp_path / "run")
+    assert sentence == "The adapter for vLLM could not be written: No space left on device."
+
+
 def test_something_else_on_that_port(server, tmp_path):
     server.route = lambda path, body: (200, "<html>hello</html>")
     assert "is no vLLM server" in refusal(server, tmp_path / "run")
@@ -291,8 +311,6 @@ def test_vllm_and_a_rollout_function_do_not_go_together(server, tmp_path):
 
 def test_adapters_are_told_apart_by_their_weights(server, tmp_path):
     """Another number in one weight is another name."""
-    from spo.generation.adapter import adapter_name
-
     trainer = make_trainer(tmp_path / "run", server)
     name = adapter_name(trainer.policy)
     assert adapter_name(trainer.policy) == name

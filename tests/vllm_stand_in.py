@@ -32,7 +32,7 @@ class StandIn:
         self.runtime_lora = True
         self.delay, self.before_completion = 0.0, lambda number: None
         self.loaded, self.unloaded, self.bodies = [], [], []
-        self.adapters = {}
+        self.adapters, self.roots = {}, {}
         self.lock = threading.Lock()
 
     @property
@@ -97,7 +97,8 @@ class StandIn:
                 return 200, ""
             case "/v1/models":
                 cards = [{"id": "base", "root": "base"}]
-                return 200, {"data": cards + [{"id": name} for name in self.adapters]}
+                cards += [{"id": name, "root": self.roots[name]} for name in self.adapters]
+                return 200, {"data": cards}
             case "/v1/load_lora_adapter" if self.runtime_lora:
                 return self.load(body["lora_name"], Path(body["lora_path"]))
             case "/v1/unload_lora_adapter" if self.runtime_lora:
@@ -121,7 +122,7 @@ class StandIn:
             self.loaded.append(name)
             if not (self.deaf and len(self.loaded) > 1):
                 self.newest = PeftModel.from_pretrained(copy.deepcopy(self.base), path).eval()
-            self.adapters[name] = self.newest
+            self.adapters[name], self.roots[name] = self.newest, str(path)
         return 200, "Success"
 
     # --- sampling ----------------------------------------------------------------------------

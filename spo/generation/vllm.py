@@ -56,15 +56,16 @@ class VllmServer:
         self.policy, self.seed, self.client = policy, seed, client
         self.folder = folder.absolute()
         self.adapter: Path | None = None
+        self.loaded = ""
         self._resending = threading.Lock()
 
     def load(self, policy: Network) -> None:
         """Write the adapter and have the server read it, on the main process; all wait for it."""
-        self.adapter = on_main(lambda: self._send_new(policy))
+        self.adapter, self.loaded = on_main(lambda: self._send_new(policy)), adapter_name(policy)
 
     def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
-        name = check_loaded(self.policy, self.adapter)
-        seeds = row_seeds(self.seed, step, prompts.rows)
+        check_loaded(self.policy, self.loaded)
+        seeds, name = row_seeds(self.seed, step, prompts.rows), self.adapter.name
 
         def complete(row: int) -> dict[str, Any]:
             body = {"model": name, "prompt": prompts.prompt_ids[row], "return_token_ids": True}
@@ -81,7 +82,7 @@ class VllmServer:
         """Send an adapter that the server may not have; the one before is taken from it."""
         before = self.adapter
         path = write_adapter(policy, self.folder)
-        if path == before and path.exists():
+        if path == before:
             return path
         self._send(path)
         if before is None:
@@ -92,9 +93,10 @@ class VllmServer:
         return path
 
     def _send(self, path: Path) -> None:
-        known = {model["id"] for model in self._models()}
-        if path.name in known:
+        """Have the server read the adapter from `path`, unless it has."""
+        if self._adapters().get(path.name) == str(path):
             return
+        self._forget(path.name)  # of another run's folder, which may be gone tomorrow
         try:
             body = {"lora_name": path.name, "lora_path": str(path)}
             self.client.ask("/v1/load_lora_adapter", body)
@@ -103,18 +105,19 @@ class VllmServer:
                 f"{error}. vLLM has to be started with `{START}`, and has to see {path}."
             ) from error
 
-    def _models(self) -> list[dict[str, Any]]:
-        try:
-            return self.client.ask("/v1/models")["data"]
-        except (NotFoundError, TypeError, KeyError) as error:
-            raise EngineError(
-                f"{self.client.url} is no vLLM server: it lists no models."
-            ) from error
-
     def _forget(self, name: str) -> None:
-        """Unload an earlier adapter; a restarted server does not have it."""
-        if name in {model["id"] for model in self._models()}:
+        """Take an adapter from the server, if it has it."""
+        if name in self._adapters():
             self.client.ask("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _adapters(self) -> dict[str, str | None]:
+        """The folder of each adapter that the server has; its base model is among them."""
+        try:
+            models = self.client.ask("/v1/models")["data"]
+            return {model["id"]: model.get("root") for model in models}
+        except (NotFoundError, TypeError, KeyError) as error:
+            sentence = f"{self.client.url} is no vLLM server: it lists no models."
+            raise EngineError(sentence) from error
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """One completion, from a server that may be restarted meanwhile."""
@@ -153,24 +156,24 @@ def on_main(act: Callable[[], Any]) -> Any:
             answer[0] = act()
         except EngineError as error:
             answer[1] = str(error)
+        except OSError as error:
+            answer[1] = f"The adapter for vLLM could not be written: {error.strerror or error}."
     found, trouble = broadcast_object_list(answer)
     if trouble is not None:
         raise EngineError(trouble)
     return found
 
 
-def check_loaded(policy: Network, adapter: Path | None) -> str:
-    """The name of the adapter to sample with, which is the policy as it is now.
+def check_loaded(policy: Network, loaded: str) -> None:
+    """The policy is what it was when the adapter of this name was made of it.
 
     Raises:
-        EngineError: the policy has changed since it was loaded.
+        EngineError: it has changed since.
     """
-    name = adapter_name(policy)
-    if adapter is None or adapter.name != name:
+    if adapter_name(policy) != loaded:
         raise EngineError(
             "vLLM has the weights of an earlier step: load(policy) comes before sampling."
         )
-    return name
 
 
 def row_seeds(seed: int, step: int, rows: np.ndarray) -> list[int]:

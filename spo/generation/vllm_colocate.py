@@ -12,7 +12,7 @@ from accelerate import PartialState
 from packaging.requirements import Requirement
 
 from spo.config import SPOConfig
-from spo.generation.adapter import check_adapter, remove_adapters, write_adapter
+from spo.generation.adapter import adapter_name, check_adapter, remove_adapters, write_adapter
 from spo.generation.engine import SamplingParams
 from spo.generation.vllm import check_loaded, completions_of, on_main, row_seeds, sampling
 from spo.networks.network import Network, transformer
@@ -40,26 +40,26 @@ class VllmColocate:
         self.policy, self.seed, self.folder = policy, args.seed, folder.absolute()
         self.sleeps = args.vllm_enable_sleep_mode
         self.adapter: Path | None = None
-        self.loads = 0
+        self.loads, self.loaded = 0, ""
         self.llm = start(policy, args)
         self._rest()
 
     def load(self, policy: Network) -> None:
         """Write the adapter where the vLLM of every process finds it, under a new name."""
         before, self.adapter = self.adapter, on_main(lambda: self._write(policy))
-        self.loads += self.adapter != before
+        self.loads, self.loaded = self.loads + (self.adapter != before), adapter_name(policy)
 
     def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
         import vllm
         from vllm.lora.request import LoRARequest
 
-        name = check_loaded(self.policy, self.adapter)
+        check_loaded(self.policy, self.loaded)
         seeds = row_seeds(self.seed, step, prompts.rows)
         self._wake()
         outputs = self.llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts.prompt_ids],
             [vllm.SamplingParams(**sampling(params, seed), detokenize=False) for seed in seeds],
-            lora_request=LoRARequest(name, self.loads, str(self.adapter)),
+            lora_request=LoRARequest(self.adapter.name, self.loads, str(self.adapter)),
             use_tqdm=False,
         )
         self._rest()
