@@ -127,7 +127,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "dataset_mixture": ((), "make one data set of them first"),
     "callbacks": (([],), "give SPOTrainer callbacks in Python"),
     "benchmarks": (([],), "evaluate the saved model"),
-    "max_tool_calling_iterations": ((), "there are no tools yet; a rollout_func may call them"),
     "dataset_streaming": ((False,), "prompts are loaded whole"),
     "min_p": ((0,), "set top_p or top_k"),
     "repetition_penalty": ((1,), "it would sample from another policy than the trained one"),

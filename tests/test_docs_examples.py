@@ -55,7 +55,9 @@ def judge(monkeypatch):
     server.server_close()
 
 
-@pytest.mark.parametrize("page", ["docs/method.md", "docs/metrics.md", "docs/rollouts.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/method.md", "docs/metrics.md", "docs/rollouts.md", "docs/tools.md"]
+)
 def test_a_page_s_examples_print_what_it_says(page, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     run(page, capsys)

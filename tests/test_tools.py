@@ -440,7 +440,9 @@ def test_training_credits_what_the_policy_wrote_and_a_turn_starts_a_segment(tmp_
     trainer = train(
         tmp_path, *turns, entropy_percentile=0.0, max_completion_length=400, eval_dataset=chats(3)
     )
-    for saved in runs.rollouts_of(tmp_path):
+    evaluated, *_ = runs.rollouts_of(tmp_path)
+    assert (~evaluated.rollouts.action_mask & evaluated.rollouts.completion_mask).any(1).all()
+    for saved in runs.rollouts_of(tmp_path)[-2:]:
         rollouts, credit = saved.rollouts, saved.credit
         assert '"calc"' in rollouts.prompts[0]  # the model is told of it
         assert (~rollouts.action_mask & rollouts.completion_mask).any(1).all()
