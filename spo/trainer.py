@@ -30,8 +30,8 @@ from spo.rollouts import Credit, Rollouts
 from spo.run import folder
 from spo.run.identity import identity
 from spo.run.reporter import PhaseTimer
-from spo.run.run import Run, guarded
-from spo.run.surface import TrainerSurface
+from spo.run.run import Run
+from spo.run.surface import TrainerSurface, guarded
 from spo.scoring import check_finite, check_scored, score
 from spo.segments import segment
 from spo.update import update

@@ -4,7 +4,6 @@ begin -> (begin_step, log_step, save_rollouts, save_checkpoint, stop_if_asked) o
 """
 
 import contextlib
-import functools
 import math
 import shutil
 import signal
@@ -20,30 +19,13 @@ from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from spo.config import SPOConfig
-from spo.errors import EngineError, NonFiniteLossError, RunFolderError, SaveError
-from spo.rewards.calling import RewardError
+from spo.errors import NonFiniteLossError, RunFolderError, SaveError
 from spo.rollouts import Credit, Rollouts, save_rollouts
 from spo.run import best, checkpoint, folder, identity, index, saving
 from spo.run.callbacks import Callbacks
 from spo.run.pace import Pace, is_due
 from spo.run.reporter import Reporter
 from spo.run.summary import Summary
-
-
-def guarded(train: Callable) -> Callable:
-    """Train as the only one in the folder, and let a signal finish the step."""
-
-    @functools.wraps(train)
-    def train_guarded(trainer: Any, resume_from_checkpoint: str | bool | None = None) -> Any:
-        run = trainer.run
-        with folder.locked(run.output_dir, run.accelerator), run.signals:
-            try:
-                return train(trainer, resume_from_checkpoint)
-            except (RewardError, EngineError):  # before anything of the step was learned
-                run.save_finished(trainer._trained())
-                raise
-
-    return train_guarded
 
 
 class Run:

@@ -1,9 +1,10 @@
 """What TRL's users touch on a trainer beside `train`: evaluation, saving, the state, callbacks."""
 
+import functools
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from transformers.trainer_utils import TrainOutput
 from spo import evaluation
 from spo.config import SPOConfig
 from spo.data import prepare_split
+from spo.errors import EngineError
 from spo.generation.engine import Generator, SamplingParams
 from spo.learner import Learner
 from spo.networks.network import Network
 from spo.options import nearest_hint
+from spo.rewards.calling import RewardError
 from spo.rewards.functions import RewardFunction
 from spo.run import folder, saving
 from spo.run.model_card import model_card
@@ -28,6 +31,22 @@ from spo.values.critic import Critic
 
 MEANT = {"tokenizer": "processing_class", "config": "args", "dataset": "train_dataset"}
 """What other trainers call an argument -> what it is called here."""
+
+
+def guarded(train: Callable) -> Callable:
+    """Train as the only one in the folder, and let a signal finish the step."""
+
+    @functools.wraps(train)
+    def train_guarded(trainer: Any, resume_from_checkpoint: str | bool | None = None) -> Any:
+        run = trainer.run
+        with folder.locked(run.output_dir, run.accelerator), run.signals:
+            try:
+                return train(trainer, resume_from_checkpoint)
+            except (RewardError, EngineError):  # before anything of the step was learned
+                run.save_finished(trainer._trained())
+                raise
+
+    return train_guarded
 
 
 class TrainerSurface:
