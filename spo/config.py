@@ -818,6 +818,8 @@ class SPOConfig:
             self.report_to = [name.strip() for name in self.report_to.split(",")]
         if self.report_to in (None, ["none"]):
             self.report_to = []
+        if type(self.num_train_epochs) is int:
+            self.num_train_epochs = float(self.num_train_epochs)
         for name in INTERVALS:
             value = getattr(self, name)
             if isinstance(value, float) and value.is_integer():

@@ -21,6 +21,8 @@ RENAMED = {
     "no_cuda": "use_cpu",
     "reward_model_name_or_path": "reward_funcs",
     "torch_dtype": "dtype",
+    "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
+    "vllm_max_model_len": "vllm_max_model_length",
     "warmup_ratio": "warmup_steps",
 }
 """Their name -> ours; the value stays (`warmup_steps` below 1 is a ratio)."""
@@ -29,6 +31,7 @@ VALUES = {
     ("optim", "adamw_bnb_8bit"): "adamw_8bit",
     ("optim", "paged_adamw_bnb_8bit"): "paged_adamw_8bit",
     ("optim", "adamw_hf"): "adamw_torch",
+    ("top_k", -1): 0,
     ("scale_rewards", "true"): "group",
     ("scale_rewards", "false"): "none",
     ("scale_rewards", "True"): "group",
@@ -75,10 +78,11 @@ _IDLE = {
         ddp_backend ddp_timeout local_rank ds3_gather_for_generation fp16_opt_level
         half_precision_backend use_mps_device""",
     "the base's dropout is off": "disable_dropout",
+    "weights reach vLLM as an adapter on disk or in its process": """
+        vllm_group_port vllm_device vllm_dtype vllm_enable_prefix_caching""",
     "sync_ref_model is refused": "ref_model_mixup_alpha ref_model_sync_steps",
     "there is no entropy bonus": """
         entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target""",
-    "the penalty is k3, not weighted by the ratio": "use_bias_correction_kl",
     "4-bit products run in the precision of the run": """
         bnb_4bit_compute_dtype bnb_4bit_quant_storage""",
     "it belongs to a loss or a reward that is not offered": """
@@ -117,7 +121,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "top_entropy_quantile": ((1,), "all tokens are trained; entropy_percentile cuts at such ones"),
     "entropy_coef": ((0,), "there is no entropy bonus; raise beta or epsilon_high instead"),
     "use_adaptive_entropy": ((False,), "there is no entropy bonus"),
-    "multi_objective_aggregation": (("sum_then_normalize",), "rewards are added up"),
     "off_policy_mask_threshold": ((), "set delta, which bounds the ratio"),
     "log_completions_hub_repo": ((), "rollouts/ holds all completions; upload that folder"),
     "lora_target_parameters": ((), "only in Python, by peft_config"),
@@ -125,21 +128,61 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "chat_template": ((), "save it with the tokenizer"),
     "tokenizer_name_or_path": ((), "the model's is used; in Python give a processing_class"),
     "dataset_mixture": ((), "make one data set of them first"),
+    "vllm_model_impl": (("vllm", "auto"), "vLLM's own implementation is what is tested"),
+    "vllm_structured_outputs_regex": ((), "it would sample from another policy"),
+    "vllm_guided_decoding_regex": ((), "it would sample from another policy"),
     "callbacks": (([],), "give SPOTrainer callbacks in Python"),
     "benchmarks": (([],), "evaluate the saved model"),
     "dataset_streaming": ((False,), "prompts are loaded whole"),
-    "min_p": ((0,), "set top_p or top_k"),
-    "repetition_penalty": ((1,), "it would sample from another policy than the trained one"),
-    "generation_kwargs": (({},), "set temperature, top_p, top_k, max_completion_length"),
-    "sapo_temperature_neg": ((1.05,), "loss_type sapo is not offered"),
-    "sapo_temperature_pos": ((1,), "loss_type sapo is not offered"),
-    "vllm_model_impl": (("vllm",), "give it to vllm serve"),
-    "vllm_structured_outputs_regex": ((), "completions are free text"),
 }
 """Their name -> values that change nothing (None is always one), and why any other is refused."""
 
-OTHER_DEFAULTS: dict[str, tuple[Any, str]] = {}
-"""Same name, other default: TRL's, and why ours differs."""
+OTHER_DEFAULTS: dict[str, tuple[Any, str]] = {
+    "bf16": (None, "TRL means true; float32 until it is asked for, as the recipes do"),
+    "dataset_test_split": ("test", "not every data set has one"),
+    "disable_tqdm": (None, "the same: a bar where there is a terminal"),
+    "dtype": ("float32", "bfloat16 for a frozen base under bf16, else float32"),
+    "eval_on_start": (False, "what a run gained shows against its start"),
+    "eval_steps": (None, "before the first and after the last step, until more is asked for"),
+    "eval_strategy": ("no", "an eval_dataset is given to be used"),
+    "gradient_checkpointing": (True, "a third slower; the recipes for cards set it"),
+    "log_completions": (False, "reading completions shows most faults of a reward"),
+    "logging_steps": (10, "the curves and the inspector show every step"),
+    "lora_dropout": (0.05, "with dropout the first ratio is not 1"),
+    "max_completion_length": (512, "what short answers need; the recipes set it"),
+    "num_completions_to_print": (None, "a table that fits a terminal"),
+    "num_generations_eval": (None, "the most likely completion, at eval_temperature 0"),
+    "num_train_epochs": (3.0, "one pass over the prompts, until more is asked for"),
+    "optim": ("adamw_torch_fused", "the same steps; fused where it is asked for"),
+    "per_device_eval_batch_size": (8, "an evaluation keeps no activations"),
+    "report_to": ("none", "the same, as a list"),
+    "save_steps": (500, "save_minutes makes a checkpoint every quarter of an hour"),
+    "use_bias_correction_kl": (True, "k3 as in the paper, until it is asked for"),
+}
+"""Same name and meaning, other default: that of TRL 1.16, and why ours differs."""
+
+_SAME = """
+    adam_beta1 adam_beta2 adam_epsilon attn_implementation beta bnb_4bit_quant_type
+    chat_template_kwargs data_seed dataset_config dataset_name dataset_train_split delta epsilon
+    epsilon_high fp16 generation_batch_size generation_kwargs gradient_accumulation_steps
+    greater_is_better hub_model_id hub_private_repo importance_sampling_level learning_rate
+    load_best_model_at_end load_in_4bit load_in_8bit log_level logging_first_step lora_alpha
+    lora_modules_to_save lora_r lora_target_modules loss_type lr_scheduler_kwargs
+    lr_scheduler_type mask_truncated_completions max_grad_norm max_steps metric_for_best_model
+    min_p model_init_kwargs model_name_or_path model_revision multi_objective_aggregation
+    num_generations num_iterations output_dir per_device_train_batch_size push_to_hub
+    repetition_penalty resume_from_checkpoint reward_funcs reward_weights run_name
+    sapo_temperature_neg sapo_temperature_pos save_strategy save_total_limit scale_rewards seed
+    shuffle_dataset steps_per_generation temperature tf32 top_k top_p trust_remote_code
+    use_bnb_nested_quant use_cpu use_dora use_peft use_rslora use_vllm vllm_enable_sleep_mode
+    vllm_gpu_memory_utilization vllm_importance_sampling_clip_max
+    vllm_importance_sampling_clip_min vllm_importance_sampling_correction
+    vllm_importance_sampling_mode vllm_max_model_length vllm_mode vllm_server_base_url
+    vllm_server_host vllm_server_port vllm_server_timeout vllm_tensor_parallel_size warmup_steps
+    weight_decay
+"""
+SAME = _SAME.split()
+"""Same name, meaning and default as in TRL 1.16."""
 
 MEANT = {
     "model": "model_name_or_path",
@@ -317,7 +360,7 @@ def our_value(name: str, value: Any) -> Any:
     >>> our_value("optim", "adamw_bnb_8bit"), our_value("optim", "adafactor")
     ('adamw_8bit', 'adafactor')
     """
-    return VALUES.get((name, value), value) if isinstance(value, str) else value
+    return VALUES.get((name, value), value) if isinstance(value, str | int) else value
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -84,7 +84,9 @@ class MonteCarloInputs:
         # all processes call the generator, or none: sharded weights are gathered by all
         asked = mine if len(mine) else np.arange(min(1, len(states)))
         rewards = self._continue(rollouts, rows[states[asked]], places[states[asked]], asked)
-        by_state = np.array(gather_object(rewards[: len(mine)])).reshape(len(rows), self.num_continuations)
+        by_state = np.array(gather_object(rewards[: len(mine)])).reshape(
+            len(rows), self.num_continuations
+        )
         counts = (~np.isnan(by_state)).sum(1)
         return np.where(counts > 0, np.nansum(by_state, axis=1) / np.maximum(counts, 1), np.nan)
 
