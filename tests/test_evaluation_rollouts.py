@@ -92,7 +92,7 @@ def test_the_first_prompts_of_a_large_data_set_are_saved(tmp_path, monkeypatch):
 
 def test_another_data_set_or_no_rollouts_leave_no_file(tmp_path):
     trainer = trained(tmp_path, eval_dataset=None, max_steps=1)
-    assert trainer.evaluate(runs.prompts(2))["eval/reward"] >= 0
+    assert trainer.evaluate(runs.prompts(2))["eval_reward"] >= 0
     assert not evaluations(tmp_path / "run")
     trained(tmp_path / "none", save_rollouts_steps=0)
     assert not list((tmp_path / "none" / "run").rglob("*.parquet"))
