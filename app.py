@@ -15,6 +15,11 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from spo.inspector.arguments import parse
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes end here, before Gradio takes its seconds
+
 import gradio as gr
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
@@ -88,35 +93,6 @@ def launch(page: gr.Blocks, args: argparse.Namespace, **more):
     )
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="See where the credit went.")
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        default=str(SAMPLES),
-        help="a run, a folder of runs or a Parquet file; without it, bundled sample rollouts",
-    )
-    parser.add_argument("--port", type=int, default=None, help="default: the first free from 7860")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)"
-    )
-    parser.add_argument(
-        "--token", default="", help="what visitors show once as ?token=…; needed with --host"
-    )
-    parser.add_argument("--open", action="store_true", help="open the browser")
-    parser.add_argument("--share", action="store_true", help="a public link through Gradio")
-    parser.add_argument("--monitoring", action="store_true", help="Gradio's /monitoring page")
-    parser.add_argument(
-        "--mcp", action="store_true", help="serve three read-only functions to agents over MCP"
-    )
-    parser.add_argument(
-        "--annotate",
-        action="store_true",
-        help="stars and comments on completions, kept in annotations.jsonl beside the run",
-    )
-    return parser.parse_args(argv)
-
-
 def check_port(args: argparse.Namespace) -> None:
     """Raises ValueError where the port asked for is taken; without one Gradio looks for a free."""
     if args.port is None:
@@ -152,6 +128,7 @@ def check_mcp(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    args.folder = args.folder or str(SAMPLES)
     warnings.filterwarnings("ignore", category=UserWarning, module="dataclasses|spo.inspector")
     try:
         check_token(args)

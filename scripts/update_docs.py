@@ -17,7 +17,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import results_tables  # noqa: E402
 
 import train_spo  # noqa: E402
-from spo.cli import options_table  # noqa: E402
+from spo import trl  # noqa: E402
+from spo.cli import default_of, options_table  # noqa: E402
 from spo.config import SPOConfig  # noqa: E402
 
 DOCUMENTS = (
@@ -26,10 +27,12 @@ DOCUMENTS = (
     ROOT / "docs" / "memory.md",
     ROOT / "docs" / "scale.md",
     ROOT / "docs" / "flags.md",
+    ROOT / "docs" / "trl.md",
     ROOT / "docs" / "engines.md",
     ROOT / "docs" / "evidence.md",
     ROOT / "benchmarks" / "README.md",
 )
+CLASSES = (train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig)
 RECIPES = ("quickstart", "smollm2", "card", "gsm8k", "tldr")
 
 REASONS = {
@@ -68,7 +71,7 @@ REASONS = {
 
 
 def flags() -> str:
-    return options_table((train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig))
+    return options_table(CLASSES)
 
 
 def recipe_settings() -> str:
@@ -99,7 +102,30 @@ def _plain(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-BLOCKS = (flags, recipe_settings, *results_tables.BLOCKS)
+def trl_settings() -> str:
+    """What becomes of each setting of TRL's, Transformers' and open-r1's."""
+    ours = {f.name: f for cls in CLASSES for f in dataclasses.fields(cls)}
+    lines = [
+        "**Same name, other default**",
+        "",
+        "| setting | TRL | SPO | why |",
+        "|---|---|---|---|",
+    ]
+    for name, (theirs, why) in trl.OTHER_DEFAULTS.items():
+        lines.append(f"| `{name}` | {_plain(theirs)} | {_plain(default_of(ours[name]))} | {why} |")
+    lines += ["", "**Other name**", "", "| theirs | SPO |", "|---|---|"]
+    lines += [f"| `{theirs}` | `{name}` |" for theirs, name in trl.RENAMED.items()]
+    lines += ["", "**Not offered**", "", "| setting | instead |", "|---|---|"]
+    lines += [f"| `{name}` | {instead} |" for name, (_, instead) in trl.REFUSED.items()]
+    lines += ["", "**Accepted, without effect**", "", "| settings | because |", "|---|---|"]
+    for reason in dict.fromkeys(trl.IDLE.values()):
+        names = ", ".join(f"`{name}`" for name in trl.IDLE if trl.IDLE[name] == reason)
+        lines.append(f"| {names} | {reason} |")
+    same = ", ".join(f"`{name}`" for name in trl.SAME)
+    return "\n".join([*lines, "", f"**Same name, meaning and default**: {same}."])
+
+
+BLOCKS = (flags, trl_settings, recipe_settings, *results_tables.BLOCKS)
 
 
 def render(text: str) -> str:

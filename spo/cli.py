@@ -177,7 +177,7 @@ def _add_flag(
     """The flag of one field; a flag not given stays None, so that the recipe shows through."""
     kinds = [kind for kind in alternatives(hint) if kind is not type(None)]
     kind = kinds[0]
-    default = _default(field)
+    default = default_of(field)
     text = field.metadata["help"].replace("%", "%%")
     if default not in (None, "", [], {}) and default is not False:
         text += f" [{default}]"
@@ -209,7 +209,7 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", str: "TEXT"}.get(kind, "JSON")
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -268,7 +268,7 @@ def options_table(classes: tuple[type, ...]) -> str:
             if field.metadata["group"] != heading:
                 heading = field.metadata["group"]
                 lines += ["", f"**{heading}**", "", "| Flag | Default | Meaning |", "|---|---|---|"]
-            default = json.dumps(_default(field))
+            default = json.dumps(default_of(field))
             help_text = field.metadata["help"].replace("|", "\\|")
             lines.append(f"| `{field.name}` | `{default}` | {help_text} |")
     return "\n".join(lines[1:])

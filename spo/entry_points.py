@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from spo.inspector.arguments import parse
+
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -22,6 +24,7 @@ def train() -> None:
 
 
 def inspect() -> None:
+    parse(sys.argv[1:])  # --help and mistakes end here, before Gradio takes its seconds
     try:
         app = load("app")
     except ModuleNotFoundError as error:

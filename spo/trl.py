@@ -168,7 +168,7 @@ _SAME = """
     greater_is_better hub_model_id hub_private_repo importance_sampling_level learning_rate
     load_best_model_at_end load_in_4bit load_in_8bit log_level logging_first_step lora_alpha
     lora_modules_to_save lora_r lora_target_modules loss_type lr_scheduler_kwargs
-    lr_scheduler_type mask_truncated_completions max_grad_norm max_steps metric_for_best_model
+    lr_scheduler_type mask_truncated_completions max_grad_norm max_tool_calling_iterations max_steps metric_for_best_model
     min_p model_init_kwargs model_name_or_path model_revision multi_objective_aggregation
     num_generations num_iterations output_dir per_device_train_batch_size push_to_hub
     repetition_penalty resume_from_checkpoint reward_funcs reward_weights run_name
