@@ -160,11 +160,12 @@ def load_data(script_args: ScriptArguments):
     from spo.problems import PREFIX, load_reasoning_gym_splits
 
     name, options = script_args.dataset_name, dict(script_args.dataset_kwargs)
-    if name.startswith(PREFIX):
+    streaming = script_args.dataset_streaming
+    if name.startswith(PREFIX) and not streaming:
         if script_args.eval_size == 0:
             return load_dataset_by_name(name, options=options), None
         return load_reasoning_gym_splits(name, options, script_args.eval_size)
-    load = {"config": script_args.dataset_config, "options": options}
+    load = {"config": script_args.dataset_config, "options": options, "streaming": streaming}
     train = load_dataset_by_name(name, split=script_args.dataset_train_split, **load)
     if script_args.dataset_test_split is None:
         return train, None

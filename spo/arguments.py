@@ -93,6 +93,11 @@ class ScriptArguments:
     dataset_test_split: str | None = option(
         None, "Split to evaluate on; None: no evaluation (reasoning_gym: see eval_size).", DATA
     )
+    dataset_streaming: bool = option(
+        False,
+        "Read the data as it is needed instead of loading it first; needs max_steps.",
+        DATA,
+    )
     dataset_kwargs: dict[str, Any] = option(
         {}, "Options of the reasoning_gym task (size, seed, ...) or of load_dataset.", DATA
     )

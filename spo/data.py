@@ -103,8 +103,8 @@ def as_chat(
 
     Prompts that are messages already get it in front, unless they begin with a system message.
     """
-    require_column(dataset, "prompt")
     dataset = plain(dataset)
+    require_column(dataset, "prompt")
     if is_stream(dataset):
         return dataset.map(lambda row: {"prompt": _as_chat(row["prompt"], system_prompt)})
     chats = [_as_chat(prompt, system_prompt) for prompt in dataset["prompt"]]
@@ -155,8 +155,9 @@ def prepare_prompts(
     Raises:
         ValueError: no rows, column, chat template or valid prompt, or every prompt dropped.
     """
-    _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts)
+    require_dataset(dataset)
     dataset = plain(dataset)
+    _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts)
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     is_chat = _is_chat(dataset, prompt_column, tokenizer, wants_chat=bool(tools))
     given = {
@@ -201,8 +202,9 @@ def prepare_split(
     """
     if dataset is None:
         raise ValueError(f"{name} is missing.")
-    dataset = split_of(dataset, "train")
-    if is_stream(dataset) and name != "train_dataset":
+    trains = name == "train_dataset"
+    dataset = split_of(dataset, "train" if trains else "test")
+    if is_stream(dataset) and not trains:
         dataset = Dataset.from_list(list(plain(dataset)))
     if is_stream(dataset) and args.max_steps < 1:
         raise ValueError("A stream has no length to take num_train_epochs of: set max_steps.")
@@ -248,7 +250,6 @@ def tokenize_prompts(
 
 
 def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts) -> None:
-    require_dataset(dataset)
     if next(iter(dataset), None) is None:
         raise ValueError("The dataset is empty: give one with at least one prompt.")
     columns = columns_of(dataset)
