@@ -27,6 +27,7 @@ from spo.optimizers import make_accelerator
 from spo.rewards.build import build_rewards
 from spo.rewards.columns import check_columns
 from spo.rollouts import Credit, Rollouts
+from spo.rows import columns_of
 from spo.run import folder
 from spo.run.guard import guarded
 from spo.run.identity import identity
@@ -105,7 +106,7 @@ class SPOTrainer(TrainerSurface):
         given = (reward_funcs, reward_processing_classes, self.toolbox)
         self.reward_functions = build_rewards(*given, args, accelerator.device)
         if rollout_func is None and environment_factory is None:  # which may add columns
-            check_columns(self.reward_functions, self.train_dataset.column_names)
+            check_columns(self.reward_functions, columns_of(self.train_dataset))
         self.output_dir = folder.prepare_output_dir(args, accelerator)
         given = (self.processing_class, accelerator.device, peft_config, quantization_config)
         networks = build_networks(model, value_model, args, *given)

@@ -1,6 +1,7 @@
 """Configs and lengths -> one sentence where they do not fit together, before the first rollout."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
