@@ -20,6 +20,7 @@ RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "reward_model_name_or_path": "reward_funcs",
+    "streaming": "dataset_streaming",
     "torch_dtype": "dtype",
     "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
     "vllm_max_model_len": "vllm_max_model_length",
@@ -133,7 +134,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "vllm_guided_decoding_regex": ((), "it would sample from another policy"),
     "callbacks": (([],), "give SPOTrainer callbacks in Python"),
     "benchmarks": (([],), "evaluate the saved model"),
-    "dataset_streaming": ((False,), "prompts are loaded whole"),
 }
 """Their name -> values that change nothing (None is always one), and why any other is refused."""
 

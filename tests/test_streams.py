@@ -168,7 +168,7 @@ def test_another_stream_is_noticed_on_resuming(tmp_path):
 def test_a_held_out_stream_is_read_to_its_end(tmp_path):
     trainer = runs.make_trainer(tmp_path / "run", eval_dataset=stream(5))
     assert len(trainer.eval_dataset) == 5
-    assert "eval/reward" in trainer.evaluate()
+    assert "eval_reward" in trainer.evaluate()
 
 
 def test_a_system_prompt_goes_before_a_streams_prompts():
