@@ -118,6 +118,12 @@ class ScriptArguments:
         "alone, and leave.",
         MODEL,
     )
+    dry_run: bool = option(
+        False,
+        "Try one step of everything (sample, score, update, evaluate, save) in a folder that is "
+        "thrown away, print what a step and the run will take, and leave.",
+        MODEL,
+    )
 
     def __post_init__(self):
         check_types(self)
