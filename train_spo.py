@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from spo.arguments import ModelArguments, ScriptArguments
@@ -32,11 +33,12 @@ def main(argv: list[str]) -> None:
             return
         if parser.note and os.environ.get("RANK", "0") == "0":
             print(parser.note)
+        if script_args.dry_run:
+            try_out(parser, model_args, script_args, args)
+            return
         trainer = build_trainer(model_args, script_args, args)
     except ValueError as error:  # wrong settings are the person's to mend: no traceback
         parser.error(str(error))
-    from spo.errors import RunFolderError, StoppedError
-    from spo.rewards.functions import RewardError
     from spo.run.reporter import closing_words
 
     trainer.run_details |= {
@@ -44,18 +46,36 @@ def main(argv: list[str]) -> None:
         "reward_functions": ", ".join(script_args.reward_funcs),
         "command": f"accelerate launch {shlex.join(['train_spo.py', *argv])}",
     }
-    try:
+    with one_sentence(parser):
         trainer.train()
-    except RewardError as error:
-        if error.__cause__ is not None:  # the traceback of the person's own code
-            raise
-        parser.error(str(error))
-    except (RunFolderError, StoppedError) as error:
-        parser.error(str(error))
     reporter = trainer.run.reporter
     has_network = trainer.critic.network is not None
     reporter.print(closing_words(trainer.output_dir, reporter.evaluations, has_network))
     trainer.accelerator.state.destroy_process_group()
+
+
+@contextmanager
+def one_sentence(parser: Parser):
+    """What ends a run is told without a traceback, unless it is one of the person's own code."""
+    from spo.errors import RunFolderError, StoppedError
+    from spo.rewards.functions import RewardError
+
+    try:
+        yield
+    except RewardError as error:
+        if error.__cause__ is not None:
+            raise
+        parser.error(str(error))
+    except (RunFolderError, StoppedError) as error:
+        parser.error(str(error))
+
+
+def try_out(parser: Parser, model_args: ModelArguments, script_args: ScriptArguments, args) -> None:
+    """One step of everything, in a folder that is thrown away."""
+    from spo.run.rehearsal import rehearse
+
+    with one_sentence(parser):
+        rehearse(lambda small: build_trainer(model_args, script_args, small), args)
 
 
 def _check_required(model_args: ModelArguments, script_args: ScriptArguments) -> None:
@@ -160,11 +180,12 @@ def load_data(script_args: ScriptArguments):
     from spo.problems import PREFIX, load_reasoning_gym_splits
 
     name, options = script_args.dataset_name, dict(script_args.dataset_kwargs)
-    if name.startswith(PREFIX):
+    streaming = script_args.dataset_streaming
+    if name.startswith(PREFIX) and not streaming:
         if script_args.eval_size == 0:
             return load_dataset_by_name(name, options=options), None
         return load_reasoning_gym_splits(name, options, script_args.eval_size)
-    load = {"config": script_args.dataset_config, "options": options}
+    load = {"config": script_args.dataset_config, "options": options, "streaming": streaming}
     train = load_dataset_by_name(name, split=script_args.dataset_train_split, **load)
     if script_args.dataset_test_split is None:
         return train, None

@@ -93,6 +93,11 @@ class ScriptArguments:
     dataset_test_split: str | None = option(
         None, "Split to evaluate on; None: no evaluation (reasoning_gym: see eval_size).", DATA
     )
+    dataset_streaming: bool = option(
+        False,
+        "Read the data as it is needed instead of loading it first; needs max_steps.",
+        DATA,
+    )
     dataset_kwargs: dict[str, Any] = option(
         {}, "Options of the reasoning_gym task (size, seed, ...) or of load_dataset.", DATA
     )
@@ -111,6 +116,12 @@ class ScriptArguments:
         False,
         "Print the predicted peak memory by part and which cards it fits, from the model's config "
         "alone, and leave.",
+        MODEL,
+    )
+    dry_run: bool = option(
+        False,
+        "Try one step of everything (sample, score, update, evaluate, save) in a folder that is "
+        "thrown away, print what a step and the run will take, and leave.",
         MODEL,
     )
 

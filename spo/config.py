@@ -961,10 +961,10 @@ class SPOConfig:
             raise ValueError(
                 f"loss_type={self.loss_type!r} has no second clip: leave delta out, or use 'dapo'."
             )
-        if self.use_bias_correction_kl and (self.kl_in_reward or self.beta == 0):
+        if self.use_bias_correction_kl and self.kl_in_reward:
             raise ValueError(
-                "use_bias_correction_kl is of the KL in the loss: set beta above 0 and "
-                "kl_in_reward to false."
+                "use_bias_correction_kl is of the KL in the loss, and kl_in_reward takes it out of "
+                "there; set one of them."
             )
         if self.multi_objective_aggregation == "normalize_then_sum" and self.kl_in_reward:
             raise ValueError(

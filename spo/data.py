@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
 
 from spo import __version__, problems
 from spo.config import SPOConfig
-from spo.options import nearest_hint
 from spo.rewards.logged import RESERVED
+from spo.rows import ROW, columns_of, is_stream, plain, require_column, require_dataset, split_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import IterableDataset
+
+STREAMED_ROWS = 64
+"""Prompts of a stream that are tokenised at a time."""
 
 ToolSchemas = dict[str | None, list[dict[str, Any]]]
 """Functions as the chat template is told of them, by the environment whose they are; None: of every
@@ -30,8 +34,13 @@ FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "
 
 
 def load_dataset_by_name(
-    name: str, *, config: str | None = None, split: str = "train", options: dict | None = None
-) -> "Dataset":
+    name: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    options: dict | None = None,
+    streaming: bool = False,
+) -> "Dataset | IterableDataset":
     """The rows behind a name.
 
     Args:
@@ -39,6 +48,7 @@ def load_dataset_by_name(
             one written by `Dataset.save_to_disk`; else a name on the hub. Local paths come first.
         options: for reasoning-gym the task's own settings, with `size` and `seed` (0 if not given:
             every process must draw the same problems); else passed to `datasets.load_dataset`.
+        streaming: read rows as they are needed instead of all at the start.
 
     Raises:
         ValueError: nothing can be loaded; one sentence says why.
@@ -46,19 +56,25 @@ def load_dataset_by_name(
     if name.startswith(problems.PREFIX):
         if config is not None or split != "train":
             raise ValueError(f"{name} has neither configurations nor splits, only task options.")
+        if streaming:
+            raise ValueError(f"{name} makes its problems itself; leave streaming out.")
         return problems.load_problems(name.removeprefix(problems.PREFIX), options)
-    return _load_files_or_hub(name, config, split, options or {})
+    options = dict(options or {}) | ({"streaming": True} if streaming else {})
+    return _load_files_or_hub(name, config, split, options)
 
 
-def _load_files_or_hub(name: str, config: str | None, split: str, options: dict) -> "Dataset":
+def _load_files_or_hub(name: str, config: str | None, split: str, options: dict) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
     path = Path(name).expanduser()
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            streaming = options.pop("streaming", False)
             loaded = datasets.load_from_disk(str(path), **options)
-            loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+            if isinstance(loaded, datasets.DatasetDict):
+                loaded = split_of(loaded, split)
+            loaded = loaded.to_iterable_dataset() if streaming else loaded
         elif path.suffix in FILE_BUILDERS and not path.is_dir():
             builder = FILE_BUILDERS[path.suffix]
             loaded = datasets.load_dataset(builder, data_files=str(path), split=split, **options)
@@ -73,38 +89,34 @@ def _load_files_or_hub(name: str, config: str | None, split: str, options: dict)
             f"Could not load the dataset {name!r} (config {config!r}, split {split!r}): {reason}; "
             "name a reachable hub dataset, a local file or folder, or reasoning_gym/<task>."
         ) from error
-    _require_dataset(loaded)
+    require_dataset(loaded)
     return loaded
-
-
-def _require_dataset(dataset: Any) -> None:
-    import datasets
-
-    if isinstance(dataset, datasets.Dataset):
-        return
-    raise ValueError(
-        f"Prompts must come as a datasets.Dataset, not {type(dataset).__name__}: pick one split of "
-        "a DatasetDict, load without streaming, or build one with Dataset.from_list."
-    )
 
 
 # --- dataset → prompts ----------------------------------------------------------------------------
 
 
-def as_chat(dataset: "Dataset", system_prompt: str) -> "Dataset":
+def as_chat(
+    dataset: "Dataset | IterableDataset", system_prompt: str
+) -> "Dataset | IterableDataset":
     """Column "prompt" as chat messages: `system_prompt`, then the text as the user's message.
 
     Prompts that are messages already get it in front, unless they begin with a system message.
     """
+    dataset = plain(dataset)
     require_column(dataset, "prompt")
-    chats = []
-    for prompt in dataset["prompt"]:
-        turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-        if not (turns and isinstance(turns[0], dict) and turns[0].get("role") == "system"):
-            turns = [{"role": "system", "content": system_prompt}, *turns]
-        chats.append(turns)
+    if is_stream(dataset):
+        return dataset.map(lambda row: {"prompt": _as_chat(row["prompt"], system_prompt)})
+    chats = [_as_chat(prompt, system_prompt) for prompt in dataset["prompt"]]
     with_chats = dataset.add_column("_chat", chats).remove_columns("prompt")
     return with_chats.rename_column("_chat", "prompt")
+
+
+def _as_chat(prompt: Any, system_prompt: str) -> list[dict[str, Any]]:
+    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    if turns and isinstance(turns[0], dict) and turns[0].get("role") == "system":
+        return turns
+    return [{"role": "system", "content": system_prompt}, *turns]
 
 
 @dataclass(frozen=True)
@@ -117,13 +129,13 @@ class PreparedPrompts:
         num_dropped, num_truncated: prompts over `max_prompt_length`, by what was done with them.
     """
 
-    dataset: "Dataset"
+    dataset: "Dataset | IterableDataset"
     num_dropped: int
     num_truncated: int
 
 
 def prepare_prompts(
-    dataset: "Dataset",
+    dataset: Any,
     processing_class,
     *,
     prompt_column: str = "prompt",
@@ -143,24 +155,25 @@ def prepare_prompts(
     Raises:
         ValueError: no rows, column, chat template or valid prompt, or every prompt dropped.
     """
+    require_dataset(dataset)
+    dataset = plain(dataset)
     _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts)
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     is_chat = _is_chat(dataset, prompt_column, tokenizer, wants_chat=bool(tools))
-    tokenized = dataset.map(
-        _tokenize_batch,
-        batched=True,
-        with_indices=True,
-        fn_kwargs={
-            "column": prompt_column,
-            "tokenizer": tokenizer,
-            "is_chat": is_chat,
-            "max_length": max_prompt_length,
-            "template_kwargs": chat_template_kwargs or {},
-            "tools": tools or {None: []},
-            "code_version": __version__,  # datasets caches by the function's name, not its code
-        },
-        desc="Tokenizing prompts",
-    )
+    given = {
+        "column": prompt_column,
+        "tokenizer": tokenizer,
+        "is_chat": is_chat,
+        "max_length": max_prompt_length,
+        "template_kwargs": chat_template_kwargs or {},
+        "tools": tools or {None: []},
+        "code_version": __version__,  # datasets caches by the function's name, not its code
+    }
+    how = {"batched": True, "with_indices": True, "fn_kwargs": given}
+    if is_stream(dataset):  # what is too long is passed over when it is read
+        tokenized = dataset.map(_tokenize_rows, batch_size=STREAMED_ROWS, **how)
+        return PreparedPrompts(tokenized, num_dropped=0, num_truncated=0)
+    tokenized = dataset.map(_tokenize_batch, desc="Tokenizing prompts", **how)
     overlong = np.asarray(tokenized.with_format("numpy")["_overlong"], dtype=bool)
     tokenized = tokenized.remove_columns("_overlong")
     if overlong_prompts == "truncate_left":
@@ -182,10 +195,19 @@ def prepare_split(
     args: SPOConfig,
     say: Callable[[str], None],
     tools: ToolSchemas | None = None,
-) -> "Dataset":
-    """`prepare_prompts` as `args` describe it; says how many were dropped or cut."""
+) -> "Dataset | IterableDataset":
+    """`prepare_prompts` as `args` describe it; says how many were dropped or cut.
+
+    A held-out stream is read to its end, a training stream needs `max_steps`.
+    """
     if dataset is None:
         raise ValueError(f"{name} is missing.")
+    trains = name == "train_dataset"
+    dataset = split_of(dataset, "train" if trains else "test")
+    if is_stream(dataset) and not trains:
+        dataset = Dataset.from_list(list(plain(dataset)))
+    if is_stream(dataset) and args.max_steps < 1:
+        raise ValueError("A stream has no length to take num_train_epochs of: set max_steps.")
     prepared = prepare_prompts(
         dataset,
         processing_class,
@@ -228,23 +250,22 @@ def tokenize_prompts(
 
 
 def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_prompts) -> None:
-    _require_dataset(dataset)
-    if len(dataset) == 0:
+    if next(iter(dataset), None) is None:
         raise ValueError("The dataset is empty: give one with at least one prompt.")
-    columns = dataset.column_names
+    columns = columns_of(dataset)
     if overlong_prompts not in ("drop", "truncate_left"):
         raise ValueError(f"overlong_prompts: {overlong_prompts!r} is not drop or truncate_left.")
     if max_prompt_length is not None and max_prompt_length < 1:
         raise ValueError(f"max_prompt_length must be at least 1, not {max_prompt_length}.")
     require_column(dataset, prompt_column)
-    for taken in {"prompt_text", "prompt_ids"} & set(columns):
+    for taken in {"prompt_text", "prompt_ids", "_overlong", ROW} & set(columns):
         raise ValueError(f"The dataset has a column {taken!r}, which is added here: rename it.")
     for taken in {*RESERVED} & set(columns):
         raise ValueError(
             f"The dataset has a column {taken!r}, which is a name that reward functions get "
             "something else by: rename it."
         )
-    for name, feature in dataset.features.items():
+    for name, feature in (dataset.features or dict.fromkeys(columns)).items():
         if name in ("image", "images") or "Image(" in repr(feature):
             raise ValueError(
                 f"Column {name!r} holds images, which SPO cannot show a model; remove the column "
@@ -252,9 +273,11 @@ def _check_prompt_arguments(dataset, prompt_column, max_prompt_length, overlong_
             )
 
 
-def _is_chat(dataset: "Dataset", column: str, tokenizer: Any, wants_chat: bool) -> bool:
+def _is_chat(
+    dataset: "Dataset | IterableDataset", column: str, tokenizer: Any, wants_chat: bool
+) -> bool:
     """The column holds messages, which the tokenizer has a template for."""
-    is_chat = isinstance(dataset[0][column], list)
+    is_chat = isinstance(next(iter(dataset))[column], list)
     if is_chat and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"Column {column!r} holds chat messages but the tokenizer has no chat template: "
@@ -266,14 +289,6 @@ def _is_chat(dataset: "Dataset", column: str, tokenizer: Any, wants_chat: bool) 
             '[{"role": "user", "content": text}].'
         )
     return is_chat
-
-
-def require_column(dataset: "Dataset", column: str) -> None:
-    """ValueError where a data set has no such column."""
-    columns = dataset.column_names
-    if column not in columns:
-        hint = nearest_hint(column, columns)
-        raise ValueError(f"The dataset has no column {column!r}{hint}; it has {columns}.")
 
 
 def _tokenize_batch(
@@ -298,6 +313,11 @@ def _tokenize_batch(
         # A bos that the tokenizer adds by itself is in no other row's text either.
         texts[i] = tokenizer.decode(tail if num_before else rows[i])
     return {"prompt_text": texts, "prompt_ids": rows, "_overlong": overlong}
+
+
+def _tokenize_rows(batch, indices, **given):
+    """`_tokenize_batch` of a stream, whose rows carry their number."""
+    return _tokenize_batch(batch, indices, **given) | {ROW: list(indices)}
 
 
 def template_arguments(
@@ -341,8 +361,7 @@ def render(prompt: Any, tokenizer, name: str, template_arguments: dict[str, Any]
     if isinstance(prompt, str):
         return prompt
     messages = [m for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []
-    # Arrow fills the keys that only other messages have with None.
-    messages = [{key: m[key] for key in m if m[key] is not None} for m in messages]
+    messages = _without_none(messages)
     keys_are_texts = (isinstance(m.get(k), str) for m in messages for k in ("role", "content"))
     if not messages or not all(keys_are_texts):
         raise ValueError(

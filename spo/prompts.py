@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from spo.config import SPOConfig
-from spo.data import require_column
+from spo.rows import ROW, require_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,9 +97,18 @@ class PromptBatch:
         index: Int[np.ndarray, " b"],
     ) -> "PromptBatch":
         """The given rows (`index`) of a prepared data set."""
-        columns = dataset.select(index).to_dict()
-        prompts, texts, ids = (columns.pop(n) for n in ("prompt", "prompt_text", "prompt_ids"))
-        return cls(step, rows, index, prompts, texts, ids, columns)
+        columns = dataset.select(index).to_dict() | {ROW: index}
+        return cls.of_columns(columns, step, rows)
+
+    @classmethod
+    def of_columns(
+        cls, columns: dict[str, Any], step: int, rows: Int[np.ndarray, " b"]
+    ) -> "PromptBatch":
+        """Prepared rows, the numbers of which in the data set are column `ROW`."""
+        columns = dict(columns)
+        named = (columns.pop(n) for n in (ROW, "prompt", "prompt_text", "prompt_ids"))
+        index, prompts, texts, ids = named
+        return cls(step, rows, np.asarray(index), prompts, texts, ids, columns)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -21,13 +21,13 @@ from spo.generation.toolbox import build_toolbox
 from spo.learner import build_learner
 from spo.metrics import rollout_metrics
 from spo.networks.build import build_networks
-from spo.networks.checks import check_lengths
+from spo.networks.checks import check_lengths, known_positions, warn_endless
 from spo.networks.loading import resolve_tokenizer
 from spo.optimizers import make_accelerator
-from spo.prompts import Prompts
 from spo.rewards.build import build_rewards
 from spo.rewards.columns import check_columns
 from spo.rollouts import Credit, Rollouts
+from spo.rows import columns_of
 from spo.run import folder
 from spo.run.guard import guarded
 from spo.run.identity import identity
@@ -36,6 +36,7 @@ from spo.run.run import Run
 from spo.run.surface import TrainerSurface
 from spo.scoring import check_finite, check_scored, score
 from spo.segments import segment
+from spo.streams import plan_prompts
 from spo.update import update
 from spo.values.build import CriticBuilder
 
@@ -105,12 +106,13 @@ class SPOTrainer(TrainerSurface):
         given = (reward_funcs, reward_processing_classes, self.toolbox)
         self.reward_functions = build_rewards(*given, args, accelerator.device)
         if rollout_func is None and environment_factory is None:  # which may add columns
-            check_columns(self.reward_functions, self.train_dataset.column_names)
+            check_columns(self.reward_functions, columns_of(self.train_dataset))
         self.output_dir = folder.prepare_output_dir(args, accelerator)
         given = (self.processing_class, accelerator.device, peft_config, quantization_config)
         networks = build_networks(model, value_model, args, *given)
         self.policy, self.reference, critic_network = networks
-        self.prompts = Prompts.plan(self.train_dataset, args, accelerator)
+        positions = known_positions(self.model.config)
+        self.prompts = plan_prompts(self.train_dataset, args, accelerator, positions)
         self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)
         updates = args.updates_per_step(accelerator.num_processes)
         plan = (accelerator, args, self.max_steps * updates)
@@ -127,7 +129,9 @@ class SPOTrainer(TrainerSurface):
         held_out = self.eval_dataset
         held_out = [*held_out.values()] if isinstance(held_out, dict) else [held_out]
         for dataset in filter(None, (self.train_dataset, *held_out)):
-            check_lengths(self.model.config, dataset["prompt_ids"], self.args.max_completion_length)
+            check_lengths(self.model.config, dataset, self.args.max_completion_length)
+        ends = self.sampling_params.eos_token_ids
+        warn_endless(ends, self.processing_class, self.train_dataset)
         self.timer = PhaseTimer(self.accelerator.device)
         self.run = Run(self.args, self.accelerator, self.output_dir, self.max_steps)
         handed = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}

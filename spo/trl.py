@@ -20,6 +20,7 @@ RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "reward_model_name_or_path": "reward_funcs",
+    "streaming": "dataset_streaming",
     "torch_dtype": "dtype",
     "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
     "vllm_max_model_len": "vllm_max_model_length",
@@ -133,7 +134,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "vllm_guided_decoding_regex": ((), "it would sample from another policy"),
     "callbacks": (([],), "give SPOTrainer callbacks in Python"),
     "benchmarks": (([],), "evaluate the saved model"),
-    "dataset_streaming": ((False,), "prompts are loaded whole"),
 }
 """Their name -> values that change nothing (None is always one), and why any other is refused."""
 
@@ -163,7 +163,8 @@ OTHER_DEFAULTS: dict[str, tuple[Any, str]] = {
 
 _SAME = """
     adam_beta1 adam_beta2 adam_epsilon attn_implementation beta bnb_4bit_quant_type
-    chat_template_kwargs data_seed dataset_config dataset_name dataset_train_split delta epsilon
+    chat_template_kwargs data_seed dataset_config dataset_name dataset_streaming dataset_train_split
+    delta epsilon
     epsilon_high fp16 generation_batch_size generation_kwargs gradient_accumulation_steps
     greater_is_better hub_model_id hub_private_repo importance_sampling_level learning_rate
     load_best_model_at_end load_in_4bit load_in_8bit log_level logging_first_step lora_alpha

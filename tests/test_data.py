@@ -9,7 +9,8 @@ import tiny
 from datasets import Dataset, DatasetDict
 from tokenizers.processors import TemplateProcessing
 
-from spo.data import as_chat, load_dataset_by_name, prepare_prompts
+from spo.config import SPOConfig
+from spo.data import as_chat, load_dataset_by_name, prepare_prompts, prepare_split
 from spo.problems import (
     HELD_OUT_SEED_OFFSET,
     create_reasoning_gym_task,
@@ -17,7 +18,7 @@ from spo.problems import (
     encode_entry,
     load_reasoning_gym_splits,
 )
-from spo.prompts import PromptBatches, prompt_order
+from spo.prompts import PromptBatch, PromptBatches, prompt_order
 
 ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+5=", "answer": "8"}]
 CHAT = [{"role": "user", "content": "hi"}]
@@ -272,8 +273,73 @@ def test_chat_messages_without_a_chat_template_or_against_it():
 
 
 def test_a_dataset_of_another_kind_is_an_error():
-    with pytest.raises(ValueError, match="not DatasetDict: pick one split"):
-        prepare_prompts(DatasetDict(train=Dataset.from_list(ROWS)), tiny.byte_tokenizer())
+    with pytest.raises(ValueError, match=r"not list: build one with Dataset\.from_list"):
+        prepare_prompts(ROWS, tiny.byte_tokenizer())
+
+
+def prepared(dataset, name="train_dataset", **settings):
+    return prepare_split(dataset, name, tiny.byte_tokenizer(), SPOConfig(**settings), print)
+
+
+def test_of_several_splits_the_one_for_it_is_taken_or_the_names_are_told():
+    rows = Dataset.from_list(ROWS)
+    splits = DatasetDict(train=rows, test=rows.select([1]))
+    assert prepared(splits)["answer"][:] == ["4", "8"]
+    assert prepared(splits, "eval_dataset")["answer"][:] == ["8"]
+    with pytest.raises(
+        ValueError, match=r"no split 'train'.*it has main, held_out: choose one with"
+    ):
+        prepared(DatasetDict(main=rows, held_out=rows))
+
+
+def test_an_absent_split_on_disk_names_those_there_are(tmp_path):
+    DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"no split 'trian' \(did you mean 'train'\?\)"):
+        load_dataset_by_name(str(tmp_path / "saved"), split="trian")
+
+
+def upper(batch):
+    """A transform that makes the prompt, as some make chat messages of columns."""
+    return {"prompt": [f"{q}?" for q in batch["question"]], "answer": batch["answer"]}
+
+
+FORMATS = {
+    "torch": lambda rows: rows.with_format("torch"),
+    "numpy": lambda rows: rows.with_format("numpy"),
+    "pandas": lambda rows: rows.with_format("pandas"),
+    "arrow": lambda rows: rows.with_format("arrow"),
+    "one column": lambda rows: rows.with_format("torch", columns=["number"]),
+    "transform": lambda rows: rows.rename_column("prompt", "question").with_transform(upper),
+    "saved": None,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_of_the_data_set_changes_nothing(name, tmp_path):
+    rows = Dataset.from_list([row | {"number": i, "list": [i, 2]} for i, row in enumerate(ROWS)])
+    if name == "saved":  # a data set on disk keeps its format
+        rows.with_format("torch").save_to_disk(tmp_path / "rows")
+        formatted = load_dataset_by_name(str(tmp_path / "rows"))
+    else:
+        formatted = FORMATS[name](rows)
+    ready = prepared(formatted)
+    mark = "?" if name == "transform" else ""
+    assert ready["prompt_text"][:] == ["2+2=" + mark, "3+5=" + mark]
+    batch = PromptBatch.take(ready, 1, np.arange(2), np.array([1, 0]))
+    assert batch.prompts == ["3+5=" + mark, "2+2=" + mark]
+    assert batch.columns["answer"] == ["8", "4"]
+    if name != "transform":
+        assert batch.columns["list"] == [[1, 2], [0, 2]]
+        assert as_chat(formatted, "Add.")[0]["prompt"][1] == {"role": "user", "content": "2+2="}
+
+
+@pytest.mark.parametrize("kind", ["torch", "pandas", None])
+def test_messages_survive_a_format(kind):
+    rows = Dataset.from_list([{"prompt": CHAT, "answer": "4"}] * 2).with_format(kind)
+    tokenizer = tiny.byte_tokenizer(chat_template=True)
+    ready = prepare_split(rows, "train_dataset", tokenizer, SPOConfig(), print)
+    assert ready[0]["prompt"] == CHAT
+    assert ready[0]["prompt_text"] == "<bos><user>hi<eos><assistant>"
 
 
 # --- order ----------------------------------------------------------------------------------------

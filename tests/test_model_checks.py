@@ -7,6 +7,7 @@ import tiny
 import tiny_runs as runs
 import torch
 import transformers
+from datasets import Dataset
 from families import tiny_family
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from test_models import output, stir
@@ -165,9 +166,10 @@ def test_the_advice_about_the_routers_loss_is_taken(tmp_path):
 
 def test_lengths_and_tokenizers_that_do_not_fit(tmp_path):
     config = runs.policy().config
-    check_lengths(config, [[0] * 500, [0]], 12)
+    prompts = Dataset.from_dict({"prompt_ids": [[0] * 500, [0]]})
+    check_lengths(config, prompts, 12)
     with pytest.raises(ValueError, match="at most 12 or max_prompt_length to 499"):
-        check_lengths(config, [[0] * 500, [0]], 13)
+        check_lengths(config, prompts, 13)
     with pytest.raises(ValueError, match="the model knows 512 positions"):
         runs.make_trainer(tmp_path / "long", max_completion_length=510)
     tokenizer = tiny.byte_tokenizer()

@@ -1,11 +1,17 @@
 """Configs and lengths -> one sentence where they do not fit together, before the first rollout."""
 
+import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from spo.rows import beginning, is_stream
 
 
 def check_causal_config(config: PreTrainedConfig, name: str) -> None:
@@ -75,11 +81,12 @@ def known_positions(config: PreTrainedConfig) -> int | None:
 
 
 def check_lengths(
-    config: PreTrainedConfig, prompt_ids: Iterable[list[int]], max_completion_length: int
+    config: PreTrainedConfig, dataset: Dataset | IterableDataset, max_completion_length: int
 ) -> None:
-    """The longest prompt and its completion fit into the model's positions."""
+    """The longest prompt and its completion fit into the model's positions; what does not is passed
+    over in a stream."""
     positions = known_positions(config)
-    longest = max(map(len, prompt_ids), default=0)
+    longest = 0 if is_stream(dataset) else max(map(len, dataset["prompt_ids"]), default=0)
     if positions and longest + max_completion_length > positions:
         raise ValueError(
             f"The longest prompt has {longest} tokens and max_completion_length is "
@@ -87,6 +94,40 @@ def check_lengths(
             f"max_completion_length to at most {max(positions - longest, 1)} or max_prompt_length "
             f"to {max(positions - max_completion_length, 1)}."
         )
+
+
+def warn_endless(
+    eos_token_ids: tuple[int, ...], processing_class: Any, dataset: Dataset | IterableDataset
+) -> None:
+    """Warn where nothing in what the chat template writes behind an answer ends a completion: a
+    base model with the template of its instruction-tuned sibling goes on to the limit."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    prompt = beginning(dataset)[0]["prompt"]
+    if isinstance(prompt, str):
+        return
+    behind = _written_behind(tokenizer, prompt[-1:] if prompt[-1]["role"] == "user" else [])
+    if not behind or {*behind} & {*eos_token_ids}:
+        return
+    ends = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(list(eos_token_ids)))) or "none"
+    warnings.warn(
+        f"The chat template ends a turn with {tokenizer.decode(behind)!r}, which is no end token "
+        f"({ends}): completions go on until max_completion_length. Use the instruction-tuned "
+        "model, or set tokenizer.eos_token and model.generation_config.eos_token_id.",
+        stacklevel=2,
+    )
+
+
+def _written_behind(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
+    """The tokens behind an assistant's message; none where the template cannot tell."""
+    answer = "answer"
+    turns = [*(messages or [{"role": "user", "content": "question"}])]
+    turns.append({"role": "assistant", "content": answer})
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, ValueError):
+        return []
+    behind = text.rpartition(answer)[2].strip()
+    return tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
 
 
 def check_frozen_base(peft_config: PeftConfig, why: str) -> None:

@@ -8,6 +8,7 @@ from spo.networks.network import Network
 from spo.networks.sharding import whole
 from spo.prompts import Prompts
 from spo.rewards.calling import RewardFunction
+from spo.rows import beginning
 
 COSMETIC = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
 """Settings that may differ without a word."""
@@ -67,9 +68,9 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def _of_prompts(dataset: Any) -> str:
-    """All prompts in order."""
+    """All prompts in order, of a stream the first ones."""
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(["prompt_text"]).iter(1000):
+    for batch in beginning(dataset).select_columns(["prompt_text"]).iter(1000):
         for text in batch["prompt_text"]:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Reporter:
         self.show_bar = self.is_main and not args.disable_tqdm and sys.stderr.isatty()
         self.tracking = bool(args.report_to)
         self.output_dir = output_dir
+        self.told_of_truncated = False
 
     def begin(self, step: int, resumed: bool) -> list[dict[str, Any]]:
         """Open the bar and the trackers; on resuming, forget metrics after the checkpoint, and
@@ -86,6 +88,7 @@ class Reporter:
 
     def log_step(self, step: int, epoch: float, metrics: dict[str, float], due: bool) -> None:
         """The bar, and where it is due a line of metrics.jsonl and the trackers."""
+        self._warn_of_truncated(metrics["completions/clipped_ratio"])
         if due:
             self.write(step, {"epoch": round(epoch, 4)} | metrics)
             if self.is_main and not self.show_bar:
@@ -93,6 +96,18 @@ class Reporter:
         if self.bar is not None:
             self.bar.set_description_str(summary(metrics) + self._time_left(), refresh=False)
             self.bar.update(1)
+
+    def _warn_of_truncated(self, ratio: float) -> None:
+        """Once: what is cut off seldom earns a reward, so the run would learn to be short."""
+        if ratio <= 0.5 or self.told_of_truncated or not self.is_main:
+            return
+        self.told_of_truncated = True
+        masked = "" if self.args.mask_truncated_completions else ", set mask_truncated_completions"
+        warnings.warn(
+            f"{ratio:.0%} of the completions of a step were cut off: raise max_completion_length="
+            f"{self.args.max_completion_length}{masked}, or see that the model ends its answers.",
+            stacklevel=2,
+        )
 
     def log_eval(self, step: int, metrics: dict[str, float]) -> None:
         """A line of its own, and the trackers; "eval_reward" is "eval/reward" there."""

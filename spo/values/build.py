@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from spo.config import SPOConfig
 from spo.data import require_column
@@ -16,6 +16,7 @@ from spo.learner import build_learner
 from spo.networks.checks import known_positions
 from spo.networks.network import Network
 from spo.rewards.functions import RewardFunction
+from spo.rows import beginning, is_stream
 from spo.scoring import reward, score_shared
 from spo.values.critic import Critic, ValueSource
 from spo.values.hint import HintInputs, prompts_with_references
@@ -49,14 +50,14 @@ class CriticBuilder:
         generator: Generator,
         params: SamplingParams,
         rewards: list[RewardFunction],
-        dataset: Dataset,
+        dataset: Dataset | IterableDataset,
         args: SPOConfig,
     ):
         self.policy, self.processing_class, self.args = policy, processing_class, args
         self.generator, self.params, self.rewards = generator, params, rewards
-        self.dataset = dataset
+        self.dataset = beginning(dataset)
         asks = MEMORY in (args.value_reference or []) or "history" in args.regression_sources
-        slots = min(len(dataset), MAX_REMEMBERED)
+        slots = MAX_REMEMBERED if is_stream(dataset) else min(len(dataset), MAX_REMEMBERED)
         self.memory = PromptMemory(args.value_right_reward, slots) if asks else None
 
     def build(
