@@ -73,44 +73,6 @@ def test_the_samples_are_sound():
             assert check_saved(read_step(path))["state"] == "verified", path
 
 
-EMBEDDING = """<!doctype html><iframe src="{address}" width="1200" height="800"></iframe>"""
-
-
-def embedded_by(site: str, address: str):
-    """A page of another site with the app in a frame; the browser asks nobody for it."""
-    page = browser_context().new_page()
-    page.route(
-        f"{site}/**",
-        lambda route: route.fulfill(
-            content_type="text/html", body=EMBEDDING.format(address=address)
-        ),
-    )
-    page.goto(f"{site}/spaces/x/y")
-    return page
-
-
-def test_a_space_is_embedded_by_hugging_face_and_by_nobody_else(build, monkeypatch):
-    monkeypatch.setenv("SPACE_ID", "x/y")
-    server = serve(build / "space/assets/sample_rollouts", cwd=build / "space")
-    address = f"{server.address}#run=quickstart&tab=read"
-    page = embedded_by("https://huggingface.co", address)
-    frame = page.frame_locator("iframe")
-    frame.locator(".card .t").first.wait_for(state="visible", timeout=30_000)
-    frame.locator(".badge.verified").wait_for(state="visible")
-    page.close()
-    page = embedded_by("https://elsewhere.example", address)
-    page.wait_for_timeout(1500)
-    assert frame_text(page) == ""
-    page.close()
-    server.process.kill()
-
-
-def frame_text(page) -> str:
-    """What the frame shows of the app; a refused one is a page of the browser's own."""
-    app = page.frames[-1].locator("gradio-app, .spo")
-    return "".join(app.all_inner_texts())
-
-
 @pytest.mark.slow
 def test_the_space_runs_in_an_empty_environment(build, tmp_path):
     """Only its own requirements are installed; needs a package index."""
