@@ -56,7 +56,7 @@ class VllmServer:
         self.policy, self.seed, self.client = policy, seed, client
         self.folder = folder.absolute()
         self.adapter: Path | None = None
-        self.loaded = ""
+        self.loaded, self.checked = "", False
         self._resending = threading.Lock()
 
     def load(self, policy: Network) -> None:
@@ -66,6 +66,8 @@ class VllmServer:
     def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
         check_loaded(self.policy, self.loaded)
         seeds, name = row_seeds(self.seed, step, prompts.rows), self.adapter.name
+        if not self.checked and len(prompts):
+            self._check_logprobs(name, prompts.prompt_ids[0], params)
 
         def complete(row: int) -> dict[str, Any]:
             body = {"model": name, "prompt": prompts.prompt_ids[row], "return_token_ids": True}
@@ -85,9 +87,7 @@ class VllmServer:
         if path == before:
             return path
         self._send(path)
-        if before is None:
-            self._check_logprobs(path.name)
-        else:
+        if before is not None:
             self._forget(before.name)
         remove_adapters(self.folder, keep=path)
         return path
@@ -135,17 +135,19 @@ class VllmServer:
             trouble = f"it broke a completion off ({choice['finish_reason']})"
         raise EngineError(f"vLLM at {self.client.url} does not keep up: {trouble}.")
 
-    def _check_logprobs(self, name: str) -> None:
+    def _check_logprobs(self, name: str, prompt_ids: list[int], params: SamplingParams) -> None:
         """The server reports log-probs of what it draws from: where only the most likely token is
-        left, that has 0. The model's own would not know of temperature, top_k and top_p."""
-        only_one = sampling(SamplingParams(16, (), top_k=1), seed=0)
-        body = {"model": name, "prompt": [0], "return_token_ids": True}
+        left, that has 0. The model's own would not know of temperature, top_k and top_p. (Two
+        tokens may be equally likely, in 16 bits now and then.)"""
+        only_one = sampling(SamplingParams(min(params.max_new_tokens, 16), (), top_k=1), seed=0)
+        body = {"model": name, "prompt": prompt_ids, "return_token_ids": True}
         choice = self._complete(body | only_one)
-        if min(choice["logprobs"]["token_logprobs"]) < -1e-3:
+        if np.median(choice["logprobs"]["token_logprobs"]) < -1e-3:
             raise EngineError(
                 f"vLLM at {self.client.url} reports log-probs without the temperature; start it "
                 f"with `{START}`."
             )
+        self.checked = True
 
 
 def on_main(act: Callable[[], Any]) -> Any:
