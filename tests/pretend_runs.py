@@ -16,11 +16,24 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import pretend_accelerator
 import tiny_runs as runs
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 
 STEPS = 2
-WAITS_PER_TOKEN = 6
-"""Of the sampler, at most."""
+WAITS_PER_TOKEN = 2
+"""Of the sampler, at most: Transformers looks at the mask of prompts of different lengths."""
+
+
+def equally_long() -> Dataset:
+    return Dataset.from_dict({"prompt": [f"sum: {i} + {i}" for i in range(8)]})
+
+
+def endless() -> Any:
+    """A policy that says a hundred tokens."""
+    model = runs.policy()
+    model.generation_config.eos_token_id = [258]
+    return model
+
 
 LORA = {"peft_config": LoraConfig(**runs.LORA)}
 CASES: dict[str, dict[str, Any]] = {
@@ -30,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "top-p": {"top_p": 0.8, "top_k": 50},
     "features": {"value_features": "surprisal"},
     "evaluation": LORA | {"eval_dataset": runs.prompts},
+    "equally long": {"train_dataset": equally_long, "model": endless, "max_completion_length": 48},
     "16-bit policy": LORA | {"model": lambda: runs.policy().bfloat16()},
 }
 

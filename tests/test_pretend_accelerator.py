@@ -48,3 +48,12 @@ def test_the_host_does_not_wait_for_every_parameter_or_token(case, results):
     assert results[case]["parameters"] * 2 > 30, "too few to tell"
     beyond = waits["generate"] - 30 * pretend_runs.STEPS
     assert beyond <= pretend_runs.WAITS_PER_TOKEN * results[case]["tokens"]
+
+
+def test_prompts_of_one_length_are_sampled_without_a_look_at_every_token(results):
+    """Which rows have ended is asked after every eighth token; those that have leave the batch."""
+    found = results["equally long"]
+    waits = found["waits"]["generate"]
+    reads = waits.get("_local_scalar_dense", 0) + waits.get("nonzero", 0)
+    assert found["tokens"] >= 48
+    assert reads <= found["tokens"] / 4
