@@ -58,7 +58,8 @@ def all_weights(smoke: bool) -> dict[str, Any]:
     """Full fine-tuning with a critic that is a copy, and a reference."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = _train(folder, smoke, value_model="policy", beta=0.1)
-        return {"grad_norm": trainer.state.log_history[-1]["grad_norm"]}
+        norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
+    return {"grad_norm": norms[-1]}
 
 
 def four_bits(smoke: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ checkpointing and an architecture's own habits are in the count instead of in a 
 """
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +25,15 @@ from spo.config import SPOConfig
 from spo.networks.batching import MicroBatch
 from spo.networks.build import HEAD_NAMES, enable_gradient_checkpointing, leave_inputs_in_16_bits
 from spo.networks.dropout import silence_dropout
-from spo.networks.network import Network, Numerics, Want, transformer
+from spo.networks.network import Network, Numerics, Want, decoder, transformer
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Bytes that a pass keeps for its backward pass: in all, and of them behind the last layer."""
+
+    total: int
+    behind_layers: int
 
 
 class UnpredictableModelError(ValueError):
@@ -67,7 +76,9 @@ def _fused_attention(module, query, key, value, attention_mask, **kwargs):
     return _SaveLikeFlash.apply(query, key, value).transpose(1, 2), None
 
 
-def graph_bytes(model: nn.Module, args: SPOConfig, rows: int, prompt: int, completion: int) -> int:
+def graph_bytes(
+    model: nn.Module, args: SPOConfig, rows: int, prompt: int, completion: int
+) -> Saved:
     """What the learner's pass over a micro-batch saves, of a `meta_model`, adapters injected.
 
     Prompts are taken as whole rows have them: sharing them only makes it less.
@@ -99,12 +110,13 @@ def graph_bytes(model: nn.Module, args: SPOConfig, rows: int, prompt: int, compl
         ) from error
 
 
-def saved_bytes(network: Network, batch: MicroBatch, want: Want) -> int:
+def saved_bytes(network: Network, batch: MicroBatch, want: Want) -> Saved:
     """Of the tensors that a pass in training mode saves for backward, weights apart; what several
     of them share is counted once."""
     weights = {p.untyped_storage()._cdata for p in network.model.parameters()}
     saved: dict[int, int] = {}
     held = []  # keeps the storages alive, so that no two of them share an address
+    in_layers = []
 
     def count(tensor):
         storage = tensor.untyped_storage()
@@ -114,10 +126,23 @@ def saved_bytes(network: Network, batch: MicroBatch, want: Want) -> int:
         return tensor
 
     network.train(True)
+    layers = _layers(network.model)
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-    with hooks, network.active(), network.autocast():
-        network(batch, want)
-    return sum(saved.values())
+    mark = layers[-1].register_forward_hook(lambda *_: in_layers.append(sum(saved.values())))
+    try:
+        with hooks, network.active(), network.autocast():
+            network(batch, want)
+    finally:
+        mark.remove()
+    total = sum(saved.values())
+    return Saved(total, total - in_layers[-1])
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder's, or itself where it keeps them in no list."""
+    inner = decoder(model)
+    lists = [module for module in inner.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=[])) or [inner]
 
 
 def _with_fake_weights(model: PreTrainedModel, mode: FakeTensorMode) -> None:

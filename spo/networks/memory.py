@@ -313,18 +313,22 @@ def _micro_batch_rows(args: SPOConfig, length: int) -> int:
 def _activation_bytes(
     model: nn.Module, args: SPOConfig, prompt_length: int, bits: int | None
 ) -> float:
-    """What one micro-batch's forward pass saves, and the working set of its backward pass: with
-    gradient checkpointing a layer's own graph, recomputed, comes on top."""
+    """What one micro-batch's forward pass saves, and the working set of its backward pass.
+
+    With gradient checkpointing a layer's own graph, recomputed, comes on top, when what stood
+    behind the layers has gone.
+    """
     length = prompt_length + args.max_completion_length
     rows = _micro_batch_rows(args, length)
     shape = (rows, prompt_length, args.max_completion_length)
     config = transformer(model).config.get_text_config()
     saved = graph_bytes(model, args, *shape)
     working = _layer_working_set(config, args, rows * length, bits)
-    if args.gradient_checkpointing:
-        whole = graph_bytes(model, replace(args, gradient_checkpointing=False), *shape)
-        working += (whole - saved) / config.num_hidden_layers
-    return saved + working
+    if not args.gradient_checkpointing:
+        return saved.total + working
+    whole = graph_bytes(model, replace(args, gradient_checkpointing=False), *shape)
+    one_layer = (whole.total - saved.total) / config.num_hidden_layers
+    return max(saved.total, saved.total - saved.behind_layers + one_layer + working)
 
 
 def _layer_working_set(
