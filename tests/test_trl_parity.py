@@ -49,10 +49,19 @@ def sampled(rows: list[list[int]]):
         return {
             "prompt_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts],
             "completion_ids": ids,
-            "logprobs": [[0.0] * len(row) for row in ids],
         }
 
     return rollout
+
+
+def with_logprobs(rollout):
+    """TRL asks for them and does not read them; SPO would correct its loss by them."""
+
+    def with_zeros(prompts, trainer):
+        output = rollout(prompts, trainer)
+        return output | {"logprobs": [[0.0] * len(row) for row in output["completion_ids"]]}
+
+    return with_zeros
 
 
 def scored(rows: list[list[int]], unscorable: tuple[int, ...] = ()):
@@ -107,7 +116,7 @@ def by_trl(folder, rows, rewards, max_steps=2, rate=RATE, **changed):
         ),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=byte_tokenizer(),
-        rollout_func=sampled(rows),
+        rollout_func=with_logprobs(sampled(rows)),
         optimizers=(torch.optim.SGD(model.parameters(), lr=rate), None),
     )
     trainer.train()
@@ -124,7 +133,7 @@ def by_spo(folder, rows, rewards, rate=RATE, **changed):
         optimizers=(torch.optim.SGD(model.parameters(), lr=rate), None),
         **settings_of(folder, max_steps=1, **changed),
     )
-    metrics = trainer.train()
+    metrics = trainer.train().metrics
     return {n: w.detach().numpy() for n, w in model.named_parameters()}, metrics
 
 
