@@ -1,5 +1,7 @@
 """Evaluations are saved: always of the same prompts, so that a run's steps can be compared."""
 
+import importlib
+
 import numpy as np
 import pytest
 import tiny_runs as runs
@@ -81,6 +83,21 @@ def test_the_inspector_compares_the_first_with_the_last(run):
     assert Histories(folder).get("run").indexed("eval/reward").steps.tolist() == [0, 1, 2]
     for path in folder.steps("run/eval").paths.values():
         assert check_saved(read_step(path))["state"] == "verified"
+
+
+def test_a_bundle_holds_a_few_steps_and_all_evaluations(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(runs.REPO / "scripts"))
+    bundling = importlib.import_module("bundle_rollouts")
+    monkeypatch.setattr(bundling, "EVERY", 3)
+    names = bundling.bundle(run[0], tmp_path / "samples" / "quickstart")
+    assert names == [
+        *("step-000001.parquet", "step-000002.parquet"),
+        *(f"eval-step-{step:06d}.parquet" for step in (0, 1, 2)),
+    ]
+    folder = Folder(tmp_path / "samples")
+    assert list(folder.steps("quickstart").paths) == [1, 2]
+    assert len(Histories(folder).get("quickstart").lines) == 2
+    assert "eval/reward" in folder.curves("quickstart")
 
 
 def test_the_first_prompts_of_a_large_data_set_are_saved(tmp_path, monkeypatch):
