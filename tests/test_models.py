@@ -100,6 +100,21 @@ def test_while_decoding_the_adapter_is_in_the_weights_and_afterwards_nothing_has
     assert calls
 
 
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_every_kind_of_lora_decodes_in_the_weights_as_it_does_beside_them(kind):
+    model = get_peft_model(runs.policy(), LoraConfig(**runs.LORA | kind))
+    adapter = tuple(p for p in model.parameters() if p.requires_grad)
+    policy = Network(model, model.get_base_model().lm_head, "default", adapter)
+    stir(policy.trainable)
+    policy.train(False)
+    expected = output(policy)
+    with policy.merged(), torch.no_grad():
+        merged = policy.head(decoder(policy.model)(input_ids=IDS).last_hidden_state)
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(output(policy), expected)
+    assert not torch.allclose(expected, output(Network(policy.model, policy.head, "")), atol=1e-3)
+
+
 def test_an_adapter_on_tied_weights_is_not_merged():
     """The head's weight is the embedding's, which must stay what it is."""
     model = runs.policy()

@@ -172,17 +172,15 @@ def _choose_rows(
     z.sub_(z.amax(-1, keepdim=True))
     z.clamp_(min=torch.finfo(z.dtype).min)  # exp(−inf) · −inf would be NaN
     weights = z.exp()
-    cumulative = weights.cumsum(-1)
-    total = cumulative[:, -1].clone()
     if params.temperature == 0:
-        chosen = (logits if shaped is None else shaped).argmax(-1)
+        chosen, total = (logits if shaped is None else shaped).argmax(-1), weights.sum(-1)
+    elif shaped is None and not of_distribution(params, logits.device):
+        cumulative = weights.cumsum(-1)
+        chosen, total = search(cumulative, noise), cumulative[:, -1]
     else:
-        cuts = of_distribution(params, logits.device)
-        if shaped is not None:
-            cumulative = cuts(None, shaped / temperature).softmax(-1).cumsum(-1)
-        elif cuts:
-            cumulative = weights.masked_fill(cuts(None, z) == -torch.inf, 0).cumsum(-1)
-        chosen = search(cumulative, noise)
+        kept = z if shaped is None else shaped / temperature
+        kept = of_distribution(params, logits.device)(None, kept)
+        chosen, total = search(kept.softmax(-1).cumsum(-1), noise), weights.sum(-1)
     logprobs = z.gather(-1, chosen[:, None]).squeeze(-1) - total.log()
     return chosen, logprobs, total.log() - weights.mul_(z).sum(-1) / total
 

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -160,10 +161,8 @@ class Network(nn.Module):
             kept = [(p, p.data) for layer in layers for p in layer.get_base_layer().parameters()]
             half = transformer(self.model).dtype.itemsize == 2 and (layers or not self.adapter)
             try:
-                for parameter, data in kept:
-                    parameter.data = data.clone()
                 for layer in layers:
-                    layer.merge(adapter_names=[self.adapter])
+                    _merge(layer, self.adapter)
                 with nullcontext() if half else self.autocast():
                     yield
             finally:
@@ -171,6 +170,7 @@ class Network(nn.Module):
                     parameter.data = data
                 for layer in layers:
                     layer.merged_adapters.clear()
+                    vars(layer).pop("forward", None)
 
 
 def hidden_states(decoder: nn.Module, batch: MicroBatch) -> Float[Tensor, "N H"]:
@@ -225,6 +225,31 @@ def _mergeable_layers(model: PeftModel) -> list[BaseTunerLayer]:
         if biased and base.bias is None:
             return []
     return layers
+
+
+def _merge(layer: BaseTunerLayer, adapter: str) -> None:
+    """Put new weights that hold the adapter in the place of the base's; until `forward` is deleted
+    the layer is its base, without a way through the wrapper for every token."""
+    base = layer.get_base_layer()
+    if _is_plain_lora(layer, adapter):
+        down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        scaling = layer.scaling[adapter]
+        base.weight.data = torch.addmm(base.weight.data, up.data, down.data, alpha=scaling)
+    else:
+        for parameter in base.parameters():
+            parameter.data = parameter.data.clone()
+        layer.merge(adapter_names=[adapter])
+    layer.forward = base.forward
+
+
+def _is_plain_lora(layer: BaseTunerLayer, adapter: str) -> bool:
+    """The adapter is W + s · B A and nothing else, in the type of the weights."""
+    if type(layer) is not LoraLinear or adapter not in layer.lora_A:
+        return False
+    weights = (layer.get_base_layer(), layer.lora_A[adapter], layer.lora_B[adapter])
+    plain = adapter not in layer.lora_variant and not layer.lora_bias[adapter]
+    plain = plain and not layer.fan_in_fan_out
+    return plain and len({part.weight.dtype for part in weights}) == 1
 
 
 def transformer(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
