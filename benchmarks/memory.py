@@ -84,7 +84,7 @@ def read_recipe(card: int, **changes: Any):
     """Model, LoRA and training settings of the recipe for a card, as train_spo.py reads them."""
     classes = (train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig)
     parser = Parser(classes, prog="memory.py")
-    values = parser.read_recipe(RECIPE) | CARDS[card] | changes
+    values = parser.read_recipe(RECIPE).settings | CARDS[card] | changes
     names = lambda cls: {f: values[f] for f in cls.__dataclass_fields__ if f in values}  # noqa: E731
     return train_spo.ModelArguments(**names(train_spo.ModelArguments)), SPOConfig(
         **names(SPOConfig)

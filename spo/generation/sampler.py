@@ -94,7 +94,7 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
     cache, attention_mask = step.cache, prompts.row_mask
     select_rows(cache, prompts.of_row)
     positions = prompts.row_lengths
-    noise = torch.from_numpy(noise).to(device, torch.float32)
+    noise = torch.from_numpy(noise.astype(np.float32)).to(device)
     eos = torch.tensor(params.eos_token_ids, device=device)
     num_rows, limit = len(prompt_ids), params.max_new_tokens
     tokens = torch.zeros(num_rows, limit, dtype=torch.long, device=device)
