@@ -169,14 +169,14 @@ _SAME = """
     greater_is_better hub_model_id hub_private_repo importance_sampling_level learning_rate
     load_best_model_at_end load_in_4bit load_in_8bit log_level logging_first_step lora_alpha
     lora_modules_to_save lora_r lora_target_modules loss_type lr_scheduler_kwargs
-    lr_scheduler_type mask_truncated_completions max_grad_norm max_tool_calling_iterations max_steps metric_for_best_model
-    min_p model_init_kwargs model_name_or_path model_revision multi_objective_aggregation
-    num_generations num_iterations output_dir per_device_train_batch_size push_to_hub
-    repetition_penalty resume_from_checkpoint reward_funcs reward_weights run_name
-    sapo_temperature_neg sapo_temperature_pos save_strategy save_total_limit scale_rewards seed
-    shuffle_dataset steps_per_generation temperature tf32 top_k top_p trust_remote_code
-    use_bnb_nested_quant use_cpu use_dora use_peft use_rslora use_vllm vllm_enable_sleep_mode
-    vllm_gpu_memory_utilization vllm_importance_sampling_clip_max
+    lr_scheduler_type mask_truncated_completions max_grad_norm max_tool_calling_iterations
+    max_steps metric_for_best_model min_p model_init_kwargs model_name_or_path model_revision
+    multi_objective_aggregation num_generations num_iterations output_dir
+    per_device_train_batch_size push_to_hub repetition_penalty resume_from_checkpoint reward_funcs
+    reward_weights run_name sapo_temperature_neg sapo_temperature_pos save_strategy
+    save_total_limit scale_rewards seed shuffle_dataset steps_per_generation temperature tf32
+    top_k top_p trust_remote_code use_bnb_nested_quant use_cpu use_dora use_peft use_rslora
+    use_vllm vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_importance_sampling_clip_max
     vllm_importance_sampling_clip_min vllm_importance_sampling_correction
     vllm_importance_sampling_mode vllm_max_model_length vllm_mode vllm_server_base_url
     vllm_server_host vllm_server_port vllm_server_timeout vllm_tensor_parallel_size warmup_steps
@@ -306,6 +306,8 @@ def settings_of(config: Any, fields: Collection[str]) -> Translation:
             given |= {} if untouched else {theirs.name: value}
     if given.get("generation_batch_size"):  # GRPOConfig computes one from the other
         given.pop("steps_per_generation", None)
+    if not given.get("beta"):  # true by default there, and of no effect without a penalty
+        given.pop("use_bias_correction_kl", None)
     if given.pop("trust_remote_code", False):
         given["model_init_kwargs"] = {"trust_remote_code": True} | given.get(
             "model_init_kwargs", {}

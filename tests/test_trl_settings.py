@@ -1,9 +1,9 @@
-"""Settings by the names of TRL, Transformers and open-r1: renamed, idle or refused, never ignored."""
+"""Settings by the names of TRL, Transformers and open-r1: renamed, idle, refused; never ignored."""
 
 import dataclasses
 import warnings
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def test_their_flags_set_our_fields(theirs, ours, value):
     got, note = parsed(*theirs)
     assert got[ours] == value
     assert note == ""
-    assert {name for name in got if got[name] != OURS[name]} == {ours}
+    assert {name for name in got if got[name] != OURS[name]} <= {ours}
 
 
 def test_recipes_are_read_as_flags_are_and_flags_win(tmp_path):
@@ -162,7 +162,7 @@ def test_hints_make_sense(argv, part, capsys):
 # --- in Python -------------------------------------------------------------------------------
 
 
-class Schedule(str, Enum):
+class Schedule(StrEnum):
     COSINE = "cosine"
 
 
@@ -316,7 +316,7 @@ def test_prompts_of_a_csv_may_look_like_numbers(tmp_path):
     data = train_spo.as_prompts(load_dataset_by_name(str(path)), script)
     assert data["prompt"][:] == ["12", "40"]
     path.write_text("question,answer\n12,3\n")
-    with pytest.raises(ValueError, match="no column 'prompt'; it has .'question', 'answer'"):
+    with pytest.raises(ValueError, match=r"no column 'prompt'; it has .'question', 'answer'"):
         runs.make_trainer(tmp_path / "run", train_dataset=load_dataset_by_name(str(path)))
 
 
