@@ -16,7 +16,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spo.options import check_bounds, check_types, nearest_hint, option
+from spo.checks import INTERVALS, check_settings
+from spo.options import check_types, option
 from spo.trl import refuse_unknown, settings_of
 
 CREDIT = "credit assignment"
@@ -32,16 +33,6 @@ SourceName = Literal["surprisal", "reference", "rest", "peers", "history", "hint
 ItemName = Literal["numbers", "words", "symbols"]
 REFERENCES_OF_RUN = ("peer", "memory")
 """Origins in `value_reference` that are no columns: completions of the run itself."""
-
-GENERATION_KWARGS = (
-    *("top_k", "top_p", "min_p", "repetition_penalty"),
-    *("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "sequence_bias"),
-    *("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppress_tokens"),
-    *("begin_suppress_tokens", "exponential_decay_length_penalty"),
-)
-"""What `generation_kwargs` may hold."""
-INTERVALS = ("logging_steps", "save_steps", "eval_steps")
-"""Numbers of steps, or fractions of the run."""
 
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
@@ -806,11 +797,7 @@ class SPOConfig:
                 setattr(self, field.name, os.fspath(value))
         self._simplify()
         check_types(self)
-        self._check_ranges()
-        self._check_combinations()
-        self._check_critic()
-        self._check_loss()
-        self._check_sampling()
+        check_settings(self)
 
     def _simplify(self):
         """One form for what may be said in several."""
@@ -831,146 +818,6 @@ class SPOConfig:
             self.metric_for_best_model = metric = re.sub("^eval[_/]", "", metric)
             if self.greater_is_better is None:
                 self.greater_is_better = not metric.endswith("length")
-
-    def _check_ranges(self):
-        check_bounds(self)
-        for name in INTERVALS:
-            if (value := getattr(self, name)) > 1 and value != int(value):
-                raise ValueError(
-                    f"{name}={value} is neither a whole number of steps nor a fraction below 1."
-                )
-        try:
-            re.compile(self.segment_delimiter)
-        except re.error as error:
-            raise ValueError(
-                f"segment_delimiter={self.segment_delimiter!r} is no regular expression: {error}."
-            ) from None
-
-    def _check_combinations(self):
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16 and fp16 are both set; choose one.")
-        if self.generation_batch_size is not None and self.steps_per_generation is not None:
-            raise ValueError(
-                "generation_batch_size and steps_per_generation say the same thing; set one."
-            )
-        if self.segment_value != "start" and self.advantage_level == "token":
-            raise ValueError(
-                f"segment_value={self.segment_value!r} needs advantage_level='segment': token "
-                "advantages use the value of every token."
-            )
-        if self.value_load_in_4bit and self.value_load_in_8bit:
-            raise ValueError("value_load_in_4bit and value_load_in_8bit are both set; choose one.")
-        if self.reward_load_in_4bit and self.reward_load_in_8bit:
-            raise ValueError(
-                "reward_load_in_4bit and reward_load_in_8bit are both set; choose one."
-            )
-        if (self.value_load_in_4bit or self.value_load_in_8bit) and not self.value_use_peft:
-            raise ValueError("Quantised critic weights cannot be trained; add value_use_peft.")
-        if self.value_use_peft and self.value_model_path in (None, "policy"):
-            raise ValueError(
-                "value_use_peft is for a critic named by path or id; value_model_path='policy' "
-                "takes the policy's LoRA settings."
-            )
-        if self.kl_in_reward and self.beta == 0:
-            raise ValueError("kl_in_reward needs beta > 0; with beta=0 there is no KL to subtract.")
-        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-        if None not in (low, high) and low > high:
-            raise ValueError(
-                f"vllm_importance_sampling_clip_min={low} is above "
-                f"vllm_importance_sampling_clip_max={high}."
-            )
-        if self.push_to_hub and self.output_dir is None and self.hub_model_id is None:
-            raise ValueError("push_to_hub needs hub_model_id or output_dir to name the repository.")
-        if self.load_best_model_at_end and self.eval_strategy == "no":
-            raise ValueError(
-                "load_best_model_at_end needs evaluations; set eval_strategy to steps."
-            )
-        if self.num_generations_eval > 1 and self.eval_temperature == 0:
-            warnings.warn(
-                f"num_generations_eval={self.num_generations_eval}: at eval_temperature 0 all "
-                "completions of a prompt are the same.",
-                stacklevel=4,
-            )
-        if self.entropy_percentile > 0.5:
-            warnings.warn(
-                f"entropy_percentile={self.entropy_percentile}: more than half of all tokens start "
-                "a segment, which is closer to PPO than to SPO.",
-                stacklevel=4,
-            )
-        if self.gamma < 1:
-            warnings.warn(
-                f"gamma={self.gamma} discounts once per segment, so uncertain completions, which "
-                "have more segments, are discounted more.",
-                stacklevel=4,
-            )
-
-    def _check_critic(self):
-        """What value sources need of each other."""
-        sources = set(self.regression_sources)
-        for name, needed in (
-            ("value_sources", sources & {"reference", "rest", "hint"}),
-            ("value_prompt", {"reference"} & {self.value_prompt}),
-        ):
-            if needed and not self.value_reference:
-                raise ValueError(
-                    f"{name}={', '.join(sorted(needed))} needs value_reference: a column of the "
-                    "data set, 'peer' or 'memory'."
-                )
-        if self.value_sources and self.value_features == "surprisal":
-            raise ValueError(
-                "value_features is the older name of value_sources; set value_sources alone."
-            )
-        reads_siblings = "peers" in sources or "peer" in (self.value_reference or [])
-        if reads_siblings and self.num_generations < 2:
-            raise ValueError(
-                "The critic cannot read siblings ('peers', 'peer') with num_generations=1: there "
-                "are none. Set it to 2 or more, or value_reference to 'memory'."
-            )
-        if self.value_prompt == "reference" and not self.use_value_network:
-            raise ValueError("value_prompt='reference' needs a critic network.")
-        if "{reference}" not in self.value_reference_prompt:
-            raise ValueError("value_reference_prompt has no {reference} in it.")
-
-    def _check_sampling(self):
-        unknown = [name for name in self.generation_kwargs or {} if name not in GENERATION_KWARGS]
-        if "temperature" in unknown:
-            raise ValueError(
-                "generation_kwargs holds temperature, which log-probs are taken at, too; set "
-                "temperature itself."
-            )
-        if unknown:
-            hint = nearest_hint(unknown[0], GENERATION_KWARGS)
-            raise ValueError(
-                f"generation_kwargs holds {', '.join(map(str, unknown))}{hint}; it may hold "
-                f"{', '.join(GENERATION_KWARGS)}."
-            )
-
-    def _check_loss(self):
-        upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
-        if self.delta is not None and self.delta <= upper:
-            raise ValueError(
-                f"delta={self.delta} must exceed 1 + epsilon_high = {upper}, or it clips before "
-                "the ratio does."
-            )
-        if self.loss_type == "cispo" and self.epsilon_high is None:
-            raise ValueError(
-                "loss_type='cispo' bounds the ratio itself by epsilon_high; set it, to 5.0 as "
-                "ScaleRL does."
-            )
-        if self.loss_type in ("cispo", "sapo") and self.delta is not None:
-            raise ValueError(
-                f"loss_type={self.loss_type!r} has no second clip: leave delta out, or use 'dapo'."
-            )
-        if self.use_bias_correction_kl and self.kl_in_reward:
-            raise ValueError(
-                "use_bias_correction_kl is of the KL in the loss, and kl_in_reward takes it out of "
-                "there; set one of them."
-            )
-        if self.multi_objective_aggregation == "normalize_then_sum" and self.kl_in_reward:
-            raise ValueError(
-                "multi_objective_aggregation='normalize_then_sum' scales reward functions, and the "
-                "KL of kl_in_reward is none; set kl_in_reward to false."
-            )
 
     def check_batches(self, num_processes: int, has_critic: bool) -> None:
         """Batch sizes divide each other; raises ValueError naming the nearest sizes that would."""
