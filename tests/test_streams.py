@@ -14,6 +14,7 @@ import train_spo
 from spo.config import SPOConfig
 from spo.data import as_chat, load_dataset_by_name, prepare_prompts
 from spo.streams import plan_prompts, shuffled
+from spo.trl import translate
 
 
 def stream(count=10, shards=1):
@@ -192,6 +193,12 @@ def test_the_flag_streams_files_and_data_sets_on_disk(tmp_path):
     seen = [saved.rollouts.prompts[::4] for saved in runs.rollouts_of(tmp_path / "run")]
     assert len(seen) == 2
     assert {*chain(*seen)} <= {*runs.prompts()["prompt"]}
+
+
+def test_streaming_is_another_name_of_the_flag():
+    found = translate({"streaming": True}, ["dataset_streaming"])
+    assert found.settings == {"dataset_streaming": True}
+    assert not found.problems
 
 
 def test_a_stream_and_its_data_set_train_alike(tmp_path):
