@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import tiny_runs as runs
 import torch
-from peft import LoraConfig
+from peft import AutoPeftModelForSequenceClassification, LoraConfig
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
@@ -497,6 +499,55 @@ def test_an_unknown_argument_names_the_nearest(name, hint):
     with pytest.raises(TypeError) as error:
         SPOTrainer("nowhere", runs.low_bytes, **{name: None})
     assert str(error.value) == f"SPOTrainer has {hint}"
+
+
+# --- adapters --------------------------------------------------------------------------------
+
+
+def test_a_critic_s_adapter_is_a_reward_model_and_anybody_s_classifier(tmp_path):
+    base, ids = runs.folder(tmp_path / "base"), torch.tensor([[72, 101, 108]])
+    trainer = runs.make_trainer(
+        tmp_path / "run",
+        base,
+        peft_config=LoraConfig(**runs.LORA),
+        value_model="policy",
+        value_features="none",
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    critic = tmp_path / "run" / "critic"
+    loaded = [
+        AutoPeftModelForSequenceClassification.from_pretrained(critic, num_labels=1),
+        AutoModelForSequenceClassification.from_pretrained(critic, num_labels=1),
+    ]
+    values = [model(ids).logits.item() for model in loaded]
+    assert abs(values[0]) > 1e-3
+    judged = runs.make_trainer(tmp_path / "judged", base, reward_funcs=critic)
+    values += judged.reward_functions[0].call(["He"], ["l"], [[108]])
+    assert values == pytest.approx([values[0]] * 3, abs=1e-5)
+
+
+def test_modules_are_trained_whole_beside_the_adapter(tmp_path):
+    config = LoraConfig(**runs.LORA, modules_to_save=["embed_tokens"])
+    trainer = runs.make_trainer(
+        tmp_path / "run", peft_config=config, value_model="policy", beta=0.1, learning_rate=1e-2
+    )
+    trainer.train()
+    saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    embeddings = saved["base_model.model.model.embed_tokens.weight"]
+    assert not embeddings.equal(runs.policy().get_input_embeddings().weight)
+    critic = load_file(tmp_path / "run" / "critic" / "adapter_model.safetensors")
+    assert not [name for name in critic if "embed" in name], "they are the policy's alone"
+
+
+def test_another_adapter_cannot_go_on_and_is_named(tmp_path):
+    def trainer(rank):
+        adapter = LoraConfig(**runs.LORA | {"r": rank})
+        return runs.make_trainer(tmp_path / "run", peft_config=adapter, save_steps=2)
+
+    trainer(4).train()
+    with pytest.raises(ValueError, match=r"other settings: other adapters \(r=4 -> r=8\)\."):
+        trainer(8).train(resume_from_checkpoint="latest")
 
 
 # --- the schedule and the data ---------------------------------------------------------------

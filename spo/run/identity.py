@@ -57,6 +57,8 @@ def changes(
         if name != "rewards" and was != value:
             shown = name.startswith(("prompts", "updates"))
             refused.append(_change(name, was, value) if shown else f"other {name}")
+            if name == "adapters":
+                refused[-1] += _adapter_change(was, value)
     honoured = [_change(n, before[n], settings[n]) for n in settings if n in differ - {*FIXED}]
     if (was := saved["identity"].get("rewards", now["rewards"])) != now["rewards"]:
         honoured.append(_change("rewards", was, now["rewards"]))
@@ -65,6 +67,18 @@ def changes(
 
 def _change(name: str, before: Any, now: Any) -> str:
     return f"{name} {before} -> {now}"
+
+
+def _adapter_change(before: list[str], now: list[str]) -> str:
+    """
+    >>> _adapter_change(["default: r=4, lora_alpha=8"], ["default: r=8, lora_alpha=8"])
+    ' (r=4 -> r=8)'
+    """
+    settings = [", ".join(adapters).replace(": ", ", ").split(", ") for adapters in (before, now)]
+    if len(settings[0]) != len(settings[1]):
+        return ""
+    differ = [pair for pair in zip(*settings, strict=True) if pair[0] != pair[1]]
+    return f" ({', '.join(' -> '.join(pair) for pair in differ)})" if differ else ""
 
 
 def _of_prompts(dataset: Any) -> str:

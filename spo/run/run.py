@@ -103,7 +103,8 @@ class Run:
         saved = checkpoint.read_state(path)
         if saved["step"] > self.max_steps:
             raise RunFolderError(
-                f"{path} has done {saved['step']} steps, more than max_steps={self.max_steps}."
+                f"{path} has done {saved['step']} steps, more than max_steps={self.max_steps}; "
+                "raise it, or start a new run from the saved model."
             )
         refused, honoured, retune = identity.changes(saved, self.args, self.identity)
         if refused:
