@@ -20,9 +20,9 @@ from spo.config import SPOConfig  # noqa: E402
 from spo.rollouts import load_rollouts  # noqa: E402
 
 STEP = ROOT / "assets" / "sample_rollouts" / "quickstart" / "rollouts" / "step-000050.parquet"
-ROW = 72
+ROW = 44
 SETTINGS = SPOConfig(
-    entropy_percentile=0.2, lam=0.8, normalize_advantages=False, value_model_path="policy"
+    entropy_percentile=0.2, lam=0.5, normalize_advantages=False, value_model_path="policy"
 )
 CHARACTER, LINE, TOP, BAR = 12, 62, 134, 16
 PANELS = (24, 392)
@@ -108,7 +108,7 @@ text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #
 def draw() -> str:
     tokens, prompt, in_group = read_tokens()
     parts = [
-        text(PANELS[0], 36, f"{prompt} ?  A wrong answer, reward 0: the last step slips.", "words"),
+        text(PANELS[0], 36, f"{prompt} ?  A wrong answer, reward 0: step 3 slips.", "words"),
         text(PANELS[0], 70, "GRPO", "title"),
         text(PANELS[0], 90, f"one advantage for all: {in_group:+.2f}".replace("-", "−"), "words"),
         text(PANELS[1], 70, "SPO", "title"),
@@ -120,7 +120,7 @@ def draw() -> str:
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">\n'
-        "<title>A wrong completion: GRPO blames every token alike, SPO the last segments</title>\n"
+        "<title>A wrong completion: GRPO blames every token alike, SPO what slips</title>\n"
         f"<style>{STYLE}</style>\n"
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#fff"/>\n{body}\n</svg>\n'
     )

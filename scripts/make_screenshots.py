@@ -45,7 +45,8 @@ def story(folder: Folder) -> tuple[int, int, int, int]:
     size = rollouts.num_generations
     rewards = rollouts.completion_rewards.reshape(-1, size)
     read = [text is not None for text in rollouts.references or [False] * len(rollouts)]
-    wrong = (rewards < rewards.max(1, keepdims=True)) * (1 + np.reshape(read, rewards.shape))
+    wrong = (rewards == rewards.min()) & (rewards < rewards.max(1, keepdims=True))
+    wrong = wrong * (1 + np.reshape(read, rewards.shape))
     lone = wrong / np.maximum((wrong > 0).sum(1, keepdims=True), 1)
     prompt, completion = np.unravel_index(np.argmax(lone), lone.shape)
     token = int(np.argmin(saved.credit.token_advantages[prompt * size + completion]))

@@ -1,9 +1,10 @@
 """What a generator returns: one process's completions, ragged."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spo.prompts import PromptBatch
+if TYPE_CHECKING:
+    from spo.prompts import PromptBatch  # it needs the package datasets, which an inspector lacks
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Completions:
     action_mask: list[list[bool]] | None = None
     token_logprobs_sampler: list[list[float]] | None = None
     columns: dict[str, list] = field(default_factory=dict)
-    prompts: PromptBatch | None = None
+    prompts: "PromptBatch | None" = None
     messages: list[list[dict[str, Any]]] | None = None
     tool_calls: list[int] | None = None
     tool_failures: list[int] | None = None

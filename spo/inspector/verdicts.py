@@ -21,6 +21,7 @@ KL_LIMIT = 0.3
 DISTINCT_SHARE = 0.5
 SPIKE_MADS = 12.0
 SPIKE_TIMES = 5.0
+SETTLING = 3
 FLAT_GAIN = 0.1
 LENGTH_GROWTH = 1.25
 
@@ -199,6 +200,7 @@ def spikes(history: History) -> list[Verdict]:
         if series is None:
             continue
         size = excess(series.values)
+        size[:SETTLING] = 0.0  # a critic that begins at zero takes one large step
         at = int(np.argmax(size))
         if size[at] <= 1.0:
             continue
