@@ -380,6 +380,8 @@ def engines() -> str:
         ]
         load = result["machine"]["load_average"]
         sources.append(f"{_source(result)} <sub>load average {load}</sub>")
+    if not sources:
+        return "Tokens per second: `python benchmarks/engines.py`; no figures are published yet."
     return "\n".join([*lines, "", *sources])
 
 

@@ -58,7 +58,6 @@ _IDLE = {
         auto_find_batch_size torch_empty_cache_steps""",
     "logits are never whole (logits_chunk_size); no other kernels are needed": """
         use_liger_kernel liger_kernel_config use_logits_to_keep""",
-    "adapters reach vLLM as files": "vllm_group_port",
     "nothing is compiled": "torch_compile torch_compile_backend torch_compile_mode torchdynamo",
     "the sampler has its own cache and batches": """
         use_cache cache_implementation use_transformers_continuous_batching
