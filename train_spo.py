@@ -90,17 +90,16 @@ def _check_required(model_args: ModelArguments, script_args: ScriptArguments) ->
 
 def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args: SPOConfig):
     """Load the data the flags name, and give everything to SPOTrainer."""
-    from spo.launch import check_launch
+    from spo.launch import adopt_precision, check_launch
 
     check_launch()
+    adopt_precision(args, args.mixed_precision)  # what is loaded and estimated goes by it
     train_dataset, eval_dataset = (
         split and as_prompts(split, script_args) for split in load_data(script_args)
     )
 
-    from accelerate import PartialState
-
     from spo import SPOTrainer
-    from spo.devices import free_memory
+    from spo.devices import free_memory, own_device
     from spo.networks.loading import quantization_config
     from spo.run.checkpoint import refuse_without
     from spo.run.folder import chosen_dir, refuse_another_run
@@ -110,7 +109,7 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     if args.resume_from_checkpoint:
         refuse_without(chosen_dir(args), args.resume_from_checkpoint)
     args.model_init_kwargs = model_args.loading(args)
-    free = None if args.use_cpu else free_memory(PartialState().device)
+    free = free_memory(own_device(args.use_cpu))
     if free is not None:
         check_card(model_args, args, free)
     quantization = quantization_config(

@@ -1,6 +1,9 @@
 """A device -> what can be asked of it."""
 
 import torch
+from accelerate import PartialState
+
+from spo import launch
 
 WITH_FLOAT64 = ("cpu", "cuda", "xpu")
 
@@ -23,3 +26,10 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return None
+
+
+def own_device(use_cpu: bool) -> torch.device:
+    """This process's, once it has found the others: processes on CPUs find each other only if
+    Accelerate is told before anything else asks it."""
+    on_cpu = use_cpu or launch.wants_cpu() or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu).device

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, patch_environment
@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from spo import launch
 from spo.config import SPOConfig
+from spo.devices import own_device
 from spo.precision import resolve_precision
 
 LOG_LEVELS = logging.get_log_levels_dict()
@@ -41,8 +42,7 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     if args.log_level != "passive":
         logging.set_verbosity(LOG_LEVELS[args.log_level])
-    on_cpu = args.use_cpu or launch.wants_cpu() or not torch.accelerator.is_available()
-    device = PartialState(cpu=on_cpu).device  # processes on CPUs find each other only if told
+    device = own_device(args.use_cpu)
     asked = launch.precision()
     launch.adopt_precision(args, resolve_precision(asked == "bf16", asked == "fp16", device)[0])
     precision, message = resolve_precision(args.bf16, args.fp16, device)
@@ -50,7 +50,7 @@ def make_accelerator(args: SPOConfig) -> Accelerator:
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # it would want to prepare one model
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
-            cpu=on_cpu,
+            cpu=device.type == "cpu",
             log_with=args.report_to or None,
             project_dir=args.output_dir or "runs",  # trackers want one; Reporter names the run's
             step_scheduler_with_optimizer=False,

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import train_spo
 from spo import SPOConfig, launch
+from spo.arguments import ModelArguments, ScriptArguments
+from spo.cli import Parser
 from spo.errors import ShardedMemoryError
 from spo.learner import MicroBatchSize
 from spo.networks import sharding
@@ -74,6 +76,18 @@ def test_a_flag_and_the_launcher_that_want_different_precisions_are_an_error(mon
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="mixed_precision: bf16, the flags say --fp16"):
         launch.adopt_precision(SPOConfig(fp16=True), "bf16")
+
+
+def test_4_bit_products_run_in_the_precision_of_the_launcher(tmp_path, monkeypatch):
+    """It has to be known before the model is loaded."""
+    runs.script_inputs(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    asked = []
+    monkeypatch.setattr("spo.SPOTrainer", lambda **given: asked.append(given))
+    flags = [*runs.script_flags(tmp_path / "run"), "--load_in_4bit", "--use_peft"]
+    parser = Parser((ModelArguments, ScriptArguments, SPOConfig))
+    train_spo.build_trainer(*parser.parse(flags))
+    assert asked[0]["quantization_config"].bnb_4bit_compute_dtype == torch.bfloat16
 
 
 def test_the_precision_reaches_the_networks(tmp_path, monkeypatch):
