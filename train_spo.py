@@ -101,6 +101,7 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     from spo import SPOTrainer
     from spo.devices import free_memory, own_device
     from spo.networks.loading import quantization_config
+    from spo.precision import computed_in
     from spo.run.checkpoint import refuse_without
     from spo.run.folder import chosen_dir, refuse_another_run
 
@@ -109,14 +110,15 @@ def build_trainer(model_args: ModelArguments, script_args: ScriptArguments, args
     if args.resume_from_checkpoint:
         refuse_without(chosen_dir(args), args.resume_from_checkpoint)
     args.model_init_kwargs = model_args.loading(args)
-    free = free_memory(own_device(args.use_cpu))
+    device = own_device(args.use_cpu)
+    free = free_memory(device)
     if free is not None:
         check_card(model_args, args, free)
     quantization = quantization_config(
         model_args.bits,
         model_args.bnb_4bit_quant_type,
         model_args.use_bnb_nested_quant,
-        args.compute_dtype,
+        computed_in(args.bf16, args.fp16, device),
     )
     return SPOTrainer(
         model=_resolve(model_args.model_name_or_path),

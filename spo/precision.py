@@ -67,3 +67,18 @@ def resolve_precision(
             return "fp16", why + "computing in fp16 instead of bf16."
         return "no", NO_BF16_CPU + "computing in float32 instead of bf16."
     return ("bf16" if bf16 else "fp16" if fp16 else "no"), None
+
+
+def computed_in(
+    bf16: bool,
+    fp16: bool,
+    device: torch.device | str,
+    has_bf16: Callable[[torch.device | str], bool] = has_bf16,
+) -> str:
+    """The name of the type that products will run in, those with 4-bit weights too.
+
+    >>> computed_in(True, False, "cuda", has_bf16=lambda device: False)  # a T4
+    'float16'
+    """
+    precision, _ = resolve_precision(bf16, fp16, device, has_bf16)
+    return {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]

@@ -394,6 +394,12 @@ def test_a_rollout_func_may_return_tokens_alone():
     assert got.columns == {}
 
 
+def test_zeros_in_the_place_of_logprobs_are_none():
+    """TRL asks for the key, and reads it with vLLM alone; a correction by them would be wrong."""
+    output = {"prompt_ids": [[1]], "completion_ids": [[2, 3]], "logprobs": [[0.0, 0.0]]}
+    assert from_func(output, 1).token_logprobs_sampler is None
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [

@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import tiny_runs as runs
 import torch
 
-from spo import precision
+import train_spo
+from spo import SPOConfig, precision
+from spo.arguments import ModelArguments, ScriptArguments
+from spo.cli import Parser
 from spo.precision import cpu_has_bf16, resolve_precision
 
 YES, NO = (lambda device: True), (lambda device: False)
@@ -40,6 +44,20 @@ def test_what_the_device_lacks_is_replaced_in_one_sentence(
     if words:
         assert words in message
         assert "\n" not in message
+
+
+def test_4_bit_products_of_the_script_run_in_what_the_device_has(tmp_path, monkeypatch):
+    """A T4 under the recipe's bf16: float16, not bfloat16 number by number."""
+    runs.script_inputs(tmp_path)
+    asked = []
+    monkeypatch.setattr("spo.networks.loading.quantization_config", lambda *a: asked.append(a))
+    monkeypatch.setattr("spo.SPOTrainer", lambda **given: None)
+    parser = Parser((ModelArguments, ScriptArguments, SPOConfig), prog="train_spo.py")
+    flags = [*runs.script_flags(tmp_path / "run"), "--load_in_4bit", "--use_peft", "--bf16"]
+    for has, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda has=has: has)
+        train_spo.build_trainer(*parser.parse(flags))
+        assert asked[-1][-1] == dtype
 
 
 AVX2 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}

@@ -47,12 +47,17 @@ class RolloutFunc:
             token_ids,
             truncated=[not (ids and ids[-1] in params.eos_token_ids) for ids in token_ids],
             action_mask=None if mask is None else [[bool(x) for x in row] for row in mask],
-            token_logprobs_sampler=logprobs,
+            token_logprobs_sampler=logprobs if _are_real(logprobs) else None,
             columns={name: column for name, column in output.items() if name not in OURS},
         )
 
     def load(self, policy: Network) -> None:
         """The function has the trainer, and so the policy."""
+
+
+def _are_real(logprobs: list[list[float]] | None) -> bool:
+    """Not the zeros that stand for log-probs where TRL asks for some and reads none."""
+    return logprobs is not None and any(number != 0 for row in logprobs for number in row)
 
 
 def _per_token(output: dict[str, list], name: str, token_ids: list[list[int]]) -> list | None:
