@@ -78,6 +78,7 @@ def step(name: str, smoke: bool) -> dict[str, Any]:
     card, changes = STEPS[name]
     changes = changes | {"gradient_accumulation_steps": 2, "max_steps": 2, "eval_steps": 0}
     changes |= {"save_rollouts_steps": 0, "save_steps": 0, "log_completions": False}
+    changes |= {"use_cpu": smoke, "disable_tqdm": True, "value_model_path": "policy"}
     if smoke:
         changes |= {"optim": "adamw_torch", "bf16": False, "max_completion_length": 8}
     prompt = 16 if smoke else PROMPT_LENGTH
