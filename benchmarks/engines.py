@@ -8,6 +8,7 @@ one machine.
 """
 
 import argparse
+import atexit
 import socket
 import sys
 import tempfile
@@ -31,11 +32,8 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        engines, trainer, stop = start(options, Path(folder))
-        try:
-            rows = measure(engines, trainer, options)
-        finally:
-            stop()
+        engines, trainer = start(options, Path(folder))
+        rows = measure(engines, trainer, options)
     shape = f"{options.hidden_size} wide, {options.layers} layers, {options.dtype}"
     payload = {"shape": shape, "completions": options.completions, "rows": rows}
     common.write_result(options.name, payload, options.out)
@@ -57,13 +55,14 @@ def parse() -> argparse.Namespace:
 
 
 def start(options: argparse.Namespace, folder: Path):
-    """The engines by name, the trainer whose policy they sample from, and how to end them."""
+    """The engines by name, and the trainer whose policy they sample from."""
     model = make_model(options, folder / "model")
     trainer = make_trainer(options, model, folder / "trainer")
     engines = {"own sampler": Sampler(trainer.policy, seed=0)}
     if options.without_vllm:
-        return engines, trainer, lambda: None
+        return engines, trainer
     server = VllmServer(sys.executable, model, free_port(), folder / "log", 256, options.dtype)
+    atexit.register(server.stop)
     server.start()
     settings = {"use_vllm": True, "vllm_server_base_url": server.url, "vllm_max_model_length": 256}
     for mode in ("server", "colocate"):
@@ -71,7 +70,7 @@ def start(options: argparse.Namespace, folder: Path):
         other.generator.policy = trainer.policy
         other.generator.load(trainer.policy)
         engines[f"vLLM {mode}"] = other.generator
-    return engines, trainer, server.stop
+    return engines, trainer
 
 
 def make_model(options: argparse.Namespace, folder: Path) -> str:
