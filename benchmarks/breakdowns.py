@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, write_result
-from learning import make_base, problems, sampled_solutions
-from learning_tasks import MODES, TASKS, Task
+from learning import make_base, sampled_solutions
+from learning_modes import FIRST
+from learning_tasks import TASKS, Task, problems
 from transformers import TrainerCallback
 
 from spo import SPOConfig, SPOTrainer
@@ -88,7 +89,7 @@ class Reader(TrainerCallback):
 
 
 def mistakes(task: Task, beta: float, seed: int, updates: int, every: int) -> list[dict]:
-    settings = task.settings | MODES["grpo"] | {"beta": beta, "seed": seed, "max_steps": updates}
+    settings = task.settings | FIRST["grpo"] | {"beta": beta, "seed": seed, "max_steps": updates}
     train, held_out = problems(task, settings)
     reader = Reader(held_out, every)
     with tempfile.TemporaryDirectory() as folder:

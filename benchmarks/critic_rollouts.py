@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from common import ROOT
-from critic_tasks import OPTIONS as CUBE_OPTIONS
-from critic_tasks import flawless_solution, make_cube_base
+from critic_tasks import WORDINGS, flawless_solution
 from exact_critic import progress
 from jaxtyping import Float
 from learning import make_base
@@ -40,8 +39,6 @@ class LabTask:
 
 def lab_task(name: str) -> LabTask:
     """By name; its base model is made where it is missing."""
-    if name == "color_cube_habit":
-        return LabTask("color_cube_rotation", CUBE_OPTIONS, make_cube_base(), 96)
     task = TASKS[name]
     make_base(name)
     length = task.settings["max_completion_length"]
@@ -104,32 +101,6 @@ def _with_columns(rollouts: Rollouts, dataset) -> Rollouts:
     columns |= {name: [*map(write, solutions)] for name, write in WORDINGS.items()}
     right = (rollouts.completion_rewards >= 1).astype(np.float32)
     return replace(rollouts, columns=columns, completion_rewards=right)
-
-
-def _in_prose(solution: str) -> str:
-    """`9+3=12` -> `First 9 plus 3 gives 12.`; sums only."""
-    signs = {"+": " plus ", "-": " minus ", "=": " gives "}
-    spoken = re.sub(r"(?<=\d)[-+=]", lambda match: signs[match.group()], solution)
-    lines = re.sub(r"</?answer>", "", spoken).split("\n")
-    return " ".join([f"Then {line}." for line in lines[:-1]] + [f"The answer is {lines[-1]}."])
-
-
-def _results(solution: str) -> str:
-    """What stands behind each `=`."""
-    return ", ".join(re.findall(r"=(-?\w+)", solution))
-
-
-def _every_second_result(solution: str) -> str:
-    return ", ".join(re.findall(r"=(-?\w+)", solution)[::2])
-
-
-WORDINGS = {
-    "solution": str,
-    "prose": _in_prose,
-    "results": _results,
-    "every_second_result": _every_second_result,
-}
-"""Ways to write the same reference down."""
 
 
 # --- under the base -------------------------------------------------------------------------------

@@ -1,14 +1,13 @@
-"""A base model whose habit concerns words, not numbers, for benchmarks/critic.py.
+"""A task whose habit concerns words, not numbers, and what a critic may read of a problem.
 
 reasoning-gym `color_cube_rotation`: the six colours of the cube after each rotation, then the
-colour that was asked for. A writer of habits confuses left and right.
-
-    python benchmarks/critic_tasks.py    # five minutes of one core -> runs/bases/cube_habit
+colour that was asked for. A writer of habits confuses left and right. As a script this is
+scripts/make_quickstart_model.py with that task beside its own.
 """
 
 import random
+import re
 import sys
-from pathlib import Path
 
 from common import ROOT
 from reasoning_gym.cognition.color_cube_rotation import Color, Cube, Side
@@ -18,11 +17,6 @@ sys.path.append(str(ROOT / "scripts"))
 import make_quickstart_model as quickstart
 
 OPTIONS = {"min_rotations": 3, "max_rotations": 4}
-FOLDER = "runs/bases/cube_habit"
-MAKE_BASE = [
-    *("--task", "color_cube_rotation", "--fillers", "8", "--wrong_step_fraction", "0"),
-    *("--habit_fraction", "0.6", "--steps", "3000", "--output_dir", FOLDER),
-]
 TURNS = {
     "front": Cube.rotate_front_to_top,
     "right": Cube.rotate_right_to_top,
@@ -77,12 +71,30 @@ def flawless_solution(task: str, entry: dict) -> str:
     return quickstart.TASKS[task].write(entry, flawless)
 
 
-def make_cube_base() -> Path:
-    """The base model's folder; made from its seed where it is missing."""
-    if not (ROOT / FOLDER / "model.safetensors").is_file():
-        quickstart.main([*MAKE_BASE[:-1], str(ROOT / FOLDER)])
-    return ROOT / FOLDER
+def in_prose(solution: str) -> str:
+    """`9+3=12` -> `Then 9 plus 3 gives 12.`"""
+    signs = {"+": " plus ", "-": " minus ", "*": " times ", "=": " gives "}
+    spoken = re.sub(r"(?<=\w)[-+*=]", lambda match: signs[match.group()], solution)
+    lines = re.sub(r"</?answer>", "", spoken).split("\n")
+    return " ".join([f"Then {line}." for line in lines[:-1]] + [f"The answer is {lines[-1]}."])
 
+
+def results_only(solution: str) -> str:
+    """What stands behind each `=`."""
+    return ", ".join(re.findall(r"=(-?\w+)", solution))
+
+
+def every_second_result(solution: str) -> str:
+    return ", ".join(re.findall(r"=(-?\w+)", solution)[::2])
+
+
+WORDINGS = {
+    "solution": str,
+    "prose": in_prose,
+    "results": results_only,
+    "every_second_result": every_second_result,
+}
+"""Ways to write the same reference down."""
 
 if __name__ == "__main__":
-    print(make_cube_base())
+    quickstart.main()

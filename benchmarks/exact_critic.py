@@ -54,9 +54,32 @@ def progress(right: list[str], solution: str) -> tuple[list[int], int | None]:
     return ends, at - 1 if wrong_length else None
 
 
+class ZeroValue:
+    """No critic: all values are 0, and nothing is fitted."""
+
+    name = "zero"
+
+    def predict(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T"]:
+        return np.zeros(rollouts.completion_mask.shape, np.float32)
+
+    def fit(
+        self,
+        rollouts: Rollouts,
+        targets: Float[np.ndarray, "B T"],
+        mask: Bool[np.ndarray, "B T"],
+    ) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+
 class ExactValue:
     """V(s_t) is 0 after the first wrong character and, before it, the success rate of late to the
-    power of the share of lines still to be written: as if every line were as hard as any other.
+    power of the share of lines still to be written: as if every line were as hard as any other. A
+    line is written when its line break is: before that a wrong character may follow.
 
     Attributes:
         success_rate: of the last ten rollout batches or so, ().
@@ -80,7 +103,7 @@ class ExactValue:
             right = right_lines(task, json.loads(entry))
             ends, wrong_at = progress(right, rollouts.completions[row])
             starts = np.concatenate([[0], rollouts.token_ends[row, :-1]])  # ASCII up to there
-            left = 1 - np.searchsorted(ends, starts, side="right") / len(right)
+            left = 1 - np.searchsorted(ends, starts, side="left") / len(right)
             lost = starts > (np.inf if wrong_at is None else wrong_at)
             values[row] = np.where(lost, 0.0, success_rate**left)
         return np.where(rollouts.completion_mask, values, 0.0)

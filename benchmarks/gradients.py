@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, write_result
-from learning import make_base, problems
-from learning_tasks import MODES, TASKS
+from learning import make_base
+from learning_modes import FIRST
+from learning_tasks import TASKS, problems
 
 from spo import SPOConfig, SPOTrainer
 from spo.advantages import assign_credit
@@ -162,7 +163,7 @@ def compare(trainer: SPOTrainer, warm_up: int, num_batches: int) -> dict[str, An
 
 def compare_values(trainer: SPOTrainer, rollouts: Rollouts, continuations: int = 32) -> dict:
     """The critic's values at segment starts against Monte Carlo ones."""
-    config = SPOConfig(**MODES["spo_p20"])
+    config = SPOConfig(**FIRST["spo_p20"])
     starts = segment_starts(assign_credit(rollouts, config).segment_ids)
     rng = np.random.default_rng(0)
     states = rng.permutation(np.argwhere(starts))[:120]

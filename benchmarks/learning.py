@@ -1,24 +1,25 @@
 """Ways to assign credit × seeds -> held-out accuracy against samples and seconds.
 
-    python benchmarks/learning.py                                  # everything that is missing
-    python benchmarks/learning.py --tasks chain_sum --modes grpo spo_p05 --seeds 1 2
-    python benchmarks/learning.py --report                         # only tables and plots
-    python benchmarks/learning.py --tasks smoke --modes grpo spo_p20 --seeds 1 --out build/smoke
+    python benchmarks/learning.py --sweep                 # learning rate × gradient clip, one seed
+    python benchmarks/learning.py                         # all that is missing, each at its best
+    python benchmarks/learning.py --tasks chain_sum_habit --modes reference values_0 --seeds 1 2
+    python benchmarks/learning.py --report                # only tables and plots
+    python benchmarks/learning.py --study first --modes grpo spo_p20    # the study before this one
 
-All runs of a task and seed share the base model, the source of problems, the number of completions
-and updates, and evaluate on the same held-out problems with the same random numbers. Without a
-critic there are 8 solutions to a problem; a critic needs no groups, so each solution has its own
-(`spo_8_generations` shows what that is worth). TRL's GRPOTrainer runs on the same.
+All runs of a task and seed share the base model, the source of problems, the number of completions,
+and evaluate on the same held-out problems with the same random numbers. Without a critic there are
+8 solutions to a problem; a critic needs no groups, so each solution has its own. TRL's GRPOTrainer
+runs on the same.
 
-A run is one JSON in results/learning/; what is there already is not run again. With a tiny model it
-has one thread, so several may go side by side and the CPU seconds still mean something.
+A run is one JSON; what is there already is not run again. With a tiny model it has one thread, so
+several may go side by side and the CPU seconds still mean something.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -26,15 +27,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, write_result
-from learning_report import report
-from learning_tasks import EXACT, MAIN, MODES, OF_TINY_MODELS, PLOTTED, TASKS, TRL, Task
+import learning_report
+import tuned_report
+from common import RESULTS, write_result
+from learning_modes import (
+    EXACT,
+    FIRST,
+    GRID,
+    MAIN,
+    OF_TRL,
+    PLOTTED,
+    SWEPT,
+    TUNED,
+    ZERO,
+    tuned_settings,
+)
+from learning_tasks import OF_TINY_MODELS, TASKS, Task, problems
 
 # --- one run --------------------------------------------------------------------------------------
 
 
-def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: int | None) -> dict:
-    """Train once in this process -> the JSON of the run."""
+def run(
+    task_name: str, mode: str, seed: int, settings: dict[str, Any], updates: int | None
+) -> dict:
+    """Train once in this process -> the JSON of the run. `settings`: the mode's."""
     import torch
 
     from spo.precision import cpu_has_bf16
@@ -42,11 +58,13 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
     task = TASKS[task_name]
     torch.set_num_threads(task.threads)
     warnings.filterwarnings("ignore")
-    settings = task.settings | MODES[mode] | changes
-    settings |= {"seed": seed, "max_steps": updates or task.updates, "eval_steps": task.eval_every}
+    settings = task.settings | settings | {"seed": seed}
+    batch_size = settings["per_device_train_batch_size"]
+    settings["max_steps"] = updates or task.updates_of(batch_size)
+    settings["eval_steps"] = task.eval_every_of(batch_size)
     if settings.get("bf16"):
         settings["bf16"] = cpu_has_bf16()
-    train = _train_with_trl if mode in TRL else partial(_train_with_spo, exact=mode in EXACT)
+    train = _train_with_trl if mode in OF_TRL else partial(_train_with_spo, mode=mode)
     begun = time.perf_counter()
     steps, evaluations, clock = train(task, settings)
     return {
@@ -54,7 +72,7 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
         "mode": mode,
         "seed": seed,
         "settings": settings,
-        "samples_per_update": settings["per_device_train_batch_size"],
+        "samples_per_update": batch_size,
         "evaluations": [
             {"update": step, "accuracy": accuracy, "cpu_seconds": clock.cpu[step]}
             for step, accuracy in evaluations
@@ -62,15 +80,6 @@ def run(task_name: str, mode: str, seed: int, changes: dict[str, Any], updates: 
         "steps": steps,
         "wall_seconds": time.perf_counter() - begun,
     }
-
-
-def problems(task: Task, settings: dict[str, Any]):
-    """Training problems, none of them twice, and held-out ones."""
-    from spo.problems import load_reasoning_gym_splits
-
-    count = settings["max_steps"] * settings["per_device_train_batch_size"]
-    options = task.options | {"size": count // settings["num_generations"], "seed": 1}
-    return load_reasoning_gym_splits(task.dataset, options, task.eval_size)
 
 
 def adapter(task: Task):
@@ -81,11 +90,12 @@ def adapter(task: Task):
 
 
 SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_sequence",
-          "grad_norm", "spo/approx_kl", "completions/mean_length")  # fmt: skip
+          "grad_norm", "spo/approx_kl", "completions/mean_length", "spo/lam",
+          "spo/value_coefficient")  # fmt: skip
 
 
-def _train_with_spo(task: Task, settings: dict[str, Any], exact: bool):
-    from exact_critic import ExactValue
+def _train_with_spo(task: Task, settings: dict[str, Any], mode: str):
+    from exact_critic import ExactValue, ZeroValue
 
     from spo import SPOConfig, SPOTrainer
 
@@ -111,14 +121,17 @@ def _train_with_spo(task: Task, settings: dict[str, Any], exact: bool):
             callbacks=[clock],
             peft_config=adapter(task),
         )
-        if exact:  # beside a network whose values stay 0
-            trainer.critic.sources += (ExactValue(trainer.train_dataset),)
+        if mode in EXACT:
+            trainer.critic.sources = (ExactValue(trainer.train_dataset),)
+        if mode in ZERO:
+            trainer.critic.sources = (ZeroValue(),)
         trainer.train()
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     evaluations = [(m["step"], m["eval/accuracy"]) for m in metrics if "eval/accuracy" in m]
     steps = [m for m in metrics if "reward" in m]
-    return {name: _series(steps, name) for name in SERIES}, evaluations, clock
+    shown = [name for name in SERIES if any(name in m for m in steps)]
+    return {name: _series(steps, name) for name in shown}, evaluations, clock
 
 
 def _series(steps: list[dict], name: str) -> list[float | None]:
@@ -261,31 +274,53 @@ def make_base(task_name: str) -> None:
     """The task's base model, made from its seed where it is missing."""
     folder = TASKS[task_name].base_folder
     if not (folder / "model.safetensors").is_file():
-        script = ROOT / "scripts" / "make_quickstart_model.py"
-        command = [sys.executable, str(script), *TASKS[task_name].make_base]
-        subprocess.run([*command, "--output_dir", str(folder)], cwd=ROOT, check=True)
+        command = [*TASKS[task_name].make_base, "--output_dir", str(folder)]
+        subprocess.run(command, check=True)
 
 
 def one(job: tuple) -> None:
     """Run and write one JSON; in a process of its own."""
-    task_name, mode, seed, changes, updates, out, name = job
-    result = run(task_name, mode, seed, changes, updates)
-    write_result(name, result, out / task_name)
+    task_name, mode, seed, settings, updates, folder, name = job
+    result = run(task_name, mode, seed, settings, updates)
+    write_result(name, result, folder / task_name)
     last = result["evaluations"][-1]
     print(f"{task_name} {name}: {last['accuracy']:.3f}, {last['cpu_seconds']:.0f} s", flush=True)
 
 
-def main() -> None:
+def cells() -> list[dict[str, float]]:
+    """Of the sweep."""
+    return [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+
+
+def jobs(options: argparse.Namespace) -> list[tuple]:
+    """What is asked for and not there yet, a seed of everything before the next."""
+    changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
+    found = []
+    for seed, task, mode in itertools.product(options.seeds, options.tasks, options.modes):
+        if options.sweep:
+            runs = [(tuned_report.cell_name(cell), cell) for cell in cells()]
+            of_mode = tuned_settings(mode)
+        elif options.study == "tuned":
+            runs = [("", tuned_report.best_cell(options.out / "sweep", mode))]
+            of_mode = tuned_settings(mode)
+        else:
+            runs, of_mode = [("", {})], FIRST[mode]
+        for label, cell in runs:
+            name = f"{mode}{label}{options.label}-seed{seed}"
+            folder = options.out / ("sweep" if options.sweep else options.study)
+            if not (folder / task / f"{name}.json").is_file():
+                settings = of_mode | cell | changes
+                found.append((task, mode, seed, settings, options.updates, folder, name))
+    return found
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, known, default in (("task", TASKS, OF_TINY_MODELS), ("mode", MODES, MAIN)):
-        parser.add_argument(
-            f"--{name}s",
-            nargs="+",
-            default=list(default),
-            choices=known,
-            metavar=name.upper(),
-            help=f"some of {', '.join(known)}",
-        )
+    parser.add_argument("--study", choices=("tuned", "first"), default="tuned")
+    parser.add_argument("--sweep", action="store_true", help="learning rates and clips, one by one")
+    parser.add_argument("--tasks", nargs="+", default=list(OF_TINY_MODELS), choices=TASKS)
+    parser.add_argument("--modes", nargs="+", help=f"some of {', '.join(TUNED)}; _64 behind a name "
+                        "is a batch of 64")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--updates", type=int, help="fewer than the task's")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try a setting")
@@ -294,25 +329,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "learning")
     parser.add_argument("--report", action="store_true", help="table and plot of what is there")
     options = parser.parse_args()
-    if options.report:
-        return report(options.out, PLOTTED, options.out.parent)
+    if options.modes is None:
+        options.modes = SWEPT if options.sweep else MAIN if options.study == "first" else TUNED
+    return options
 
-    changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
-    jobs = []
-    for task_name in options.tasks:
-        make_base(task_name)
-    for seed in options.seeds:
+
+def main() -> None:
+    options = parse_arguments()
+    if not options.report:
         for task_name in options.tasks:
-            for mode in options.modes:
-                name = f"{mode}{options.label}-seed{seed}"
-                if not (options.out / task_name / f"{name}.json").is_file():
-                    job = (task_name, mode, seed, changes, options.updates, options.out, name)
-                    jobs.append(job)
-    spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(options.jobs, maxtasksperchild=1) as pool:
-        for _ in pool.imap_unordered(one, jobs, chunksize=1):
-            pass
-    report(options.out, PLOTTED, options.out.parent)
+            make_base(task_name)
+        spawn = multiprocessing.get_context("spawn")
+        # a process serves several runs, as its start costs much of one, if their precision is one
+        lasts = 1 if any(TASKS[name].lora_r for name in options.tasks) else 12
+        with spawn.Pool(options.jobs, maxtasksperchild=lasts) as pool:
+            for _ in pool.imap_unordered(one, jobs(options), chunksize=1):
+                pass
+    learning_report.report(options.out / "first", PLOTTED, options.out.parent)
+    tuned_report.report(options.out, options.out.parent)
 
 
 if __name__ == "__main__":

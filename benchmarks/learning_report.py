@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from common import write_result
-from learning_tasks import GRPO, TRL
+from learning_modes import GRPO, TRL
 
 ABLATED = "spo_p20"
 """Ablations change one thing of this mode."""

@@ -1,19 +1,30 @@
-"""What benchmarks/learning.py compares: tasks, each with its base model, and ways to assign credit.
-
-Task: a reasoning-gym task, how its base is made, and the settings that all modes share.
-Mode: the settings of SPOConfig, or of TRL's GRPOConfig, that make it what it is.
+"""Tasks of benchmarks/learning.py: problems, how the base model of each is made, and the settings
+that all modes share.
 """
 
+import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common import ROOT
+from critic_tasks import OPTIONS as CUBE_OPTIONS
+from critic_tasks import flawless_solution, in_prose
 
 
 @dataclass(frozen=True)
 class Task:
-    """A base model, the problems it trains on, and the settings that all modes share."""
+    """A base model, the problems it trains on, and the settings that all modes share.
+
+    Attributes:
+        dataset, options: of reasoning-gym.
+        base: arguments of the script that makes the base model.
+        updates: of `settings`' batch; a mode with a larger one makes fewer, from as many samples.
+        keep: which problems, given one's `entry`; None: all.
+        num_problems: to train on, again and again; None: none of them twice.
+    """
 
     dataset: str
     options: dict[str, int]
@@ -25,16 +36,27 @@ class Task:
     folder: str | None = None
     lora_r: int | None = None
     threads: int = 1
+    script: str = "scripts/make_quickstart_model.py"
+    keep: Callable[[dict], bool] | None = None
+    num_problems: int | None = None
 
     @property
     def make_base(self) -> list[str]:
-        """Arguments of scripts/make_quickstart_model.py."""
+        """The command that writes the base model; its folder comes behind."""
         options = [f"{name}={value}" for name, value in self.options.items()]
-        return ["--task", self.dataset, "--task_options", *options, *self.base.split()]
+        arguments = ["--task", self.dataset, "--task_options", *options, *self.base.split()]
+        return [sys.executable, str(ROOT / self.script), *arguments]
 
     @property
     def base_folder(self) -> Path:
         return ROOT / (self.folder or f"runs/bases/{self.dataset}")
+
+    def updates_of(self, batch_size: int) -> int:
+        return self.updates * self.settings["per_device_train_batch_size"] // batch_size
+
+    def eval_every_of(self, batch_size: int) -> int:
+        """Updates; evaluations lie at the same numbers of samples for every batch size."""
+        return self.eval_every * self.settings["per_device_train_batch_size"] // batch_size
 
 
 TINY = {
@@ -48,8 +70,8 @@ TINY = {
 }
 """The batch of one small card: 16 solutions an update. The bit of KL penalty keeps the base model's
 most fragile skill, to know which number comes next: without it all modes, TRL's too, lose that now
-and then and break down. Gradient norms are about 0.1, and a rare one is ten times that, hence the
-clip."""
+and then and break down. Learning rate and clip are those of the first study; the tuned one looks
+for each mode's own."""
 
 CHAIN_SUM = Task(
     "chain_sum",
@@ -65,14 +87,15 @@ LEG_COUNTING = Task(
     TINY | {"max_completion_length": 144},
     updates=120,
 )
+CHAIN_SUM_HABIT = replace(
+    CHAIN_SUM,
+    base="--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.6 --steps 3000",
+    folder="runs/bases/chain_sum_habit",
+)
 OF_TINY_MODELS = {
     "chain_sum": CHAIN_SUM,
     "leg_counting": LEG_COUNTING,
-    "chain_sum_habit": replace(
-        CHAIN_SUM,
-        base="--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.6 --steps 3000",
-        folder="runs/bases/chain_sum_habit",
-    ),
+    "chain_sum_habit": CHAIN_SUM_HABIT,
     "leg_counting_habit": replace(
         LEG_COUNTING,
         base="--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.7 --steps 3000",
@@ -82,8 +105,39 @@ OF_TINY_MODELS = {
 """Bases that slip now and then, so that whatever makes a policy surer of itself helps; and bases
 with habits, mistakes that are the most likely step (see scripts/make_quickstart_model.py)."""
 
+
+def borrows(entry: dict) -> int:
+    """Steps of a sum at which a ten has to be borrowed: where the base's habit strikes.
+
+    >>> borrows({"metadata": {"expression": "4 - 1 + 7 - 3 - 9"}})
+    1
+    """
+    first, *rest = entry["metadata"]["expression"].split()
+    total, found = int(first), 0
+    for operator, term in zip(rest[::2], map(int, rest[1::2]), strict=True):
+        found += operator == "-" and total % 10 < term % 10
+        total += term if operator == "+" else -term
+    return found
+
+
+def is_hard(entry: dict) -> bool:
+    """The habit leaves 0.4 to the power of 3 or 4 of its solutions right: 6 or 3 %."""
+    return borrows(entry) in (3, 4)
+
+
 TASKS = {
     **OF_TINY_MODELS,
+    "chain_sum_habit_hard": replace(CHAIN_SUM_HABIT, keep=is_hard),
+    "chain_sum_habit_160": replace(CHAIN_SUM_HABIT, num_problems=160),
+    "color_cube_habit": Task(
+        "color_cube_rotation",
+        CUBE_OPTIONS,
+        "--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.6 --steps 3000",
+        TINY | {"max_completion_length": 96},
+        updates=120,
+        folder="runs/bases/color_cube_habit",
+        script="benchmarks/critic_tasks.py",
+    ),
     "smollm2": Task(
         "chain_sum",
         {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1},
@@ -108,67 +162,34 @@ TASKS = {
     ),
 }
 
-CRITIC = {
-    "num_generations": 1,
-    "value_model_path": "policy",
-    "value_learning_rate": 3e-4,
-    "value_features": "surprisal",
-    "normalize_advantages": False,
-    "lam": 0.8,
-}
-SPO = CRITIC | {"entropy_percentile": 0.2}
-NLL = {"positive_nll_coef": 0.5}
-PATH = SPO | {"value_model_path": None}
-"""The critic is the regression on surprisal features alone."""
-FROZEN = SPO | {"value_features": "none", "value_learning_rate": 0.0}
-"""All values stay 0: the advantage is the reward, times λ for every segment that follows."""
-REINFORCE = FROZEN | {"lam": 1.0}
-"""Every token's advantage is the reward."""
-TRL: dict[str, dict[str, Any]] = {"trl_grpo": {}, "trl_grpo_slow": {"learning_rate": 2e-4}}
-GRPO: dict[str, dict[str, Any]] = {
-    "grpo": {"entropy_percentile": 0.0},
-    "grpo_slow": {"entropy_percentile": 0.0, "learning_rate": 2e-4},
-}
-"""Without a critic a policy breaks down more easily: such modes run at half the learning rate, too,
-and the better of the two counts."""
-MODES: dict[str, dict[str, Any]] = {
-    **GRPO,
-    "critic": CRITIC | {"entropy_percentile": 0.0},
-    "spo_p05": CRITIC | {"entropy_percentile": 0.05},
-    "spo_p10": CRITIC | {"entropy_percentile": 0.1},
-    "spo_p20": SPO,
-    "spo_nll": SPO | NLL,
-    "path": PATH,
-    "path_nll": PATH | NLL,
-    "ppo": CRITIC | {"entropy_percentile": 1.0},
-    "spo_8_generations": SPO | {"num_generations": 8},
-    "spo_normalized": SPO | {"normalize_advantages": True},
-    "spo_no_features": SPO | {"value_features": "none"},
-    "spo_frozen_critic": FROZEN,
-    "frozen_nll": FROZEN | NLL,
-    "frozen_normalized": FROZEN | {"normalize_advantages": True},
-    "exact_values": FROZEN,
-    "exact_values_nll": FROZEN | NLL,
-    "reinforce": REINFORCE,
-    "reinforce_normalized": REINFORCE | {"normalize_advantages": True},
-    "spo_value_mean": SPO | {"segment_value": "mean"},
-    "spo_value_last": SPO | {"segment_value": "last"},
-    "spo_token_level": SPO | {"advantage_level": "token"},
-    "spo_lam90": SPO | {"lam": 0.9},
-    "spo_lam95": SPO | {"lam": 0.95},
-    "spo_lam100": SPO | {"lam": 1.0},
-    "grpo_nll": {"entropy_percentile": 0.0} | NLL,
-    "grpo_nll_slow": {"entropy_percentile": 0.0, "learning_rate": 2e-4} | NLL,
-    "grpo_4_generations": {"entropy_percentile": 0.0, "num_generations": 4},
-    **TRL,
-}
-EXACT = ("exact_values", "exact_values_nll")
-"""Their values are right, by benchmarks/exact_critic.py."""
-MAIN = (
-    *GRPO,
-    *("critic", "spo_p05", "spo_p10", "spo_p20", "spo_nll", "ppo", "reinforce"),
-    *TRL,
-)
-"""Compared over all seeds; the rest are ablations."""
-PLOTTED = tuple(mode for mode in MAIN if mode not in ("spo_p05", "spo_p10"))
-"""Few enough to tell their colours apart."""
+MANY = 8
+"""Problems drawn for one that is kept."""
+
+
+def problems(task: Task, settings: dict[str, Any]):
+    """Training problems with what a critic may read of each (columns `solution`, `prose` and
+    `answer`), none of them twice unless the task says so, and held-out ones."""
+    from spo.problems import load_reasoning_gym_splits
+
+    size = settings["max_steps"] * settings["per_device_train_batch_size"]
+    size = task.num_problems or size // settings["num_generations"]
+    more = MANY if task.keep else 1
+    options = task.options | {"size": more * size, "seed": 1}
+    train, held_out = load_reasoning_gym_splits(task.dataset, options, more * task.eval_size)
+    train, held_out = kept(train, task, size), kept(held_out, task, task.eval_size)
+    return train.map(_columns), held_out
+
+
+def kept(dataset, task: Task, size: int):
+    """The first `size` problems that the task keeps."""
+    if task.keep is None:
+        return dataset
+    rows = [i for i, entry in enumerate(dataset["entry"]) if task.keep(json.loads(entry))]
+    if len(rows) < size:
+        raise ValueError(f"Of {len(dataset)} problems {len(rows)} are kept, fewer than {size}.")
+    return dataset.select(rows[:size])
+
+
+def _columns(row: dict) -> dict[str, str]:
+    solution = flawless_solution(row["task"], json.loads(row["entry"]))
+    return {"solution": solution, "prose": in_prose(solution)}

@@ -1,0 +1,299 @@
+"""Runs of benchmarks/learning.py with each mode at its own best learning rate and gradient clip ->
+tuned.json: the sweep, a table per task, and what the critic was to reach.
+
+All comparisons are paired by seed: the runs of a seed saw the same problems in the same order. Runs
+of different lengths are compared over the evaluations that both have.
+"""
+
+import itertools
+import json
+import math
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import write_result
+from learning_modes import GRID, TUNED_AS
+from learning_report import Runs, accuracy_at, first_reached, load_runs, paired_test
+
+CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad_norm>[\d.]+)$")
+SWEEP_SAMPLES = 960
+"""Cells are compared up to there: some were not trained for longer."""
+BASELINE, ABLATION, ALTERNATIVES = "grpo", "values_0", ("reinforce", "reinforce_nll")
+WITHOUT_COLUMN = ("peer_2", "peer_4", "peer_peers_2", "peer_peers_4", "peers_4", "memory",
+                  "history", "peer_memory_2", "hint_peer")  # fmt: skip
+WITH_COLUMN = ("reference", "reference_rest", "reference_prose", "hint", "answer_only")
+
+# --- the sweep ------------------------------------------------------------------------------------
+
+
+def cell_name(cell: dict[str, float]) -> str:
+    """Goes into the file name of a run of the sweep.
+
+    >>> cell_name({"learning_rate": 4e-4, "max_grad_norm": 0.1})
+    '-lr0.0004-clip0.1'
+    """
+    return f"-lr{cell['learning_rate']:g}-clip{cell['max_grad_norm']:g}"
+
+
+def load_sweep(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Runs by mode and cell."""
+    found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.glob("*/*.json")):
+        run = json.loads(path.read_text())
+        if match := CELL.match(path.stem.removesuffix(f"-seed{run['seed']}")):
+            found[run["mode"]][path.stem[len(match["mode"]) : match.end()]].append(run)
+    return found
+
+
+def sweep_table(folder: Path) -> list[dict[str, Any]]:
+    """A row per mode and cell: mean accuracy and accuracy at the end of the first samples, how
+    often the clip had a hold, and accuracy at the end of the whole run."""
+    rows = []
+    for mode, by_cell in load_sweep(folder).items():
+        for name, runs in by_cell.items():
+            settings = runs[0]["settings"]
+            early = [_within(curve(run), SWEEP_SAMPLES) for run in runs]
+            norms = [norm for run in runs for norm in run["steps"]["grad_norm"]]
+            rows.append(
+                {
+                    "mode": mode,
+                    "cell": name,
+                    **{key: settings[key] for key in GRID},
+                    "runs": len(runs),
+                    "mean_accuracy": _mean([c[1:, 2].mean() for c in early]),
+                    "accuracy": _mean([c[-1, 2] for c in early]),
+                    "final_accuracy": _mean([curve(run)[-1, 2] for run in runs]),
+                    "final_samples": int(min(curve(run)[-1, 0] for run in runs)),
+                    "clipped": _mean([n > settings["max_grad_norm"] for n in norms]),
+                    "gradient_norm": _mean(norms),
+                }
+            )
+    best = {mode: _best(rows, mode) for mode in {row["mode"] for row in rows}}
+    return [row | {"best": row is best[row["mode"]]} for row in rows]
+
+
+def _best(rows: list[dict], mode: str) -> dict:
+    return max((r for r in rows if r["mode"] == mode), key=lambda row: row["mean_accuracy"])
+
+
+def best_cell(folder: Path, mode: str) -> dict[str, float]:
+    """Learning rate and clip of the mode, or of the one it is tuned as; none if nobody tried."""
+    mode = re.sub("_64$", "", mode)
+    rows = sweep_table(folder)
+    for name in (mode, TUNED_AS.get(mode, "reference")):
+        if any(row["mode"] == name for row in rows):
+            return {key: _best(rows, name)[key] for key in GRID}
+    return {}
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def curve(run: dict[str, Any]) -> np.ndarray:
+    """Columns samples, CPU seconds, accuracy; a row per evaluation. Continuations are samples."""
+    per_update = np.full(run["evaluations"][-1]["update"], float(run["samples_per_update"]))
+    if "monte_carlo" in (run["settings"].get("value_sources") or []):
+        segments = np.array(run["steps"]["spo/mean_segments_per_sequence"])
+        per_update *= 1 + run["settings"]["value_continuations"] * segments
+    samples = np.concatenate([[0.0], np.cumsum(per_update)])
+    return np.array(
+        [(samples[e["update"]], e["cpu_seconds"], e["accuracy"]) for e in run["evaluations"]]
+    )
+
+
+def _within(of_run: np.ndarray, samples: float) -> np.ndarray:
+    return of_run[of_run[:, 0] <= samples]
+
+
+def _mean(values) -> float:
+    return round(statistics.fmean(map(float, values)), 4)
+
+
+def mean_curve(runs: dict[int, dict], seeds: list[int]) -> np.ndarray:
+    """Over the evaluations that all have."""
+    curves = [curve(runs[seed]) for seed in seeds]
+    return np.mean([c[: min(map(len, curves))] for c in curves], axis=0)
+
+
+def difference(ours: dict[int, dict], theirs: dict[int, dict]) -> dict[str, Any] | None:
+    """Accuracy less theirs, averaged over their evaluations up to where the shorter run ends, ours
+    linear between its own; over common seeds."""
+    differences, samples = [], []
+    for seed in sorted(set(ours) & set(theirs)):
+        a, b = curve(ours[seed]), curve(theirs[seed])
+        until = min(a[-1, 0], b[-1, 0])
+        b = _within(b, until)[1:]
+        if len(b):
+            differences.append(float(np.mean(np.interp(b[:, 0], a[:, 0], a[:, 2]) - b[:, 2])))
+            samples.append(until)
+    if not differences:
+        return None
+    return {"seeds": len(differences), "samples": int(min(samples))} | paired_test(differences)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def summarise(runs: Runs) -> list[dict[str, Any]]:
+    """A row per mode."""
+    rows = []
+    for mode, of_mode in runs.items():
+        seeds = sorted(set(of_mode) & set(runs.get(BASELINE, {})))
+        if not seeds:
+            continue
+        ours, base = mean_curve(of_mode, seeds), mean_curve(runs[BASELINE], seeds)
+        curves = {seed: curve(run) for seed, run in of_mode.items()}
+        target = float(base[-1, 2])
+        reached = [first_reached(c, target, 0) for c in (ours, base)]
+        trl = runs.get("trl_grpo", {})
+        timed = sorted(set(of_mode) & set(trl))
+        explained = [
+            statistics.fmean(values)
+            for run in of_mode.values()
+            if (values := [v for v in _series(run, "spo/explained_variance") if v is not None])
+        ]
+        rows.append(
+            {
+                "mode": mode,
+                "seeds": seeds,
+                "settings": {key: next(iter(of_mode.values()))["settings"][key] for key in GRID},
+                "samples": int(ours[-1, 0]),
+                "start": round(float(ours[0, 2]), 4),
+                "final_accuracy": round(float(ours[-1, 2]), 4),
+                "final_standard_error": _error(
+                    [curve(of_mode[s])[len(ours) - 1, 2] for s in seeds]
+                ),
+                "accuracy_at": {str(int(s)): round(float(a), 3) for s, _, a in ours},
+                "target": round(target, 4),
+                "samples_ratio": None if None in reached else round(reached[0] / reached[1], 3),
+                "against": {
+                    other: difference(of_mode, runs[other])
+                    for other in (BASELINE, ABLATION, *ALTERNATIVES, "exact_values", "rloo")
+                    if other in runs and other != mode
+                },
+                "against_trl": _at_equal_seconds(of_mode, trl, timed),
+                "cpu_seconds_a_sample": _mean([c[-1, 1] / c[-1, 0] for c in curves.values()]),
+                "explained_variance": _mean(explained) if explained else None,
+                "lam": _last_mean(of_mode, "spo/lam"),
+                "value_coefficient": _last_mean(of_mode, "spo/value_coefficient"),
+            }
+        )
+    return rows
+
+
+def _series(run: dict, name: str) -> list[float | None]:
+    return run["steps"].get(name, [])
+
+
+def _last_mean(runs: dict[int, dict], name: str) -> float | None:
+    """Of the second half of the steps."""
+    halves = [values[len(values) // 2 :] for r in runs.values() if (values := _series(r, name))]
+    return _mean(itertools.chain(*halves)) if halves else None
+
+
+def _error(values: list[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    return round(statistics.stdev(values) / math.sqrt(len(values)), 4)
+
+
+def _at_equal_seconds(ours: dict, trl: dict, seeds: list[int]) -> dict[str, Any] | None:
+    """Accuracy less TRL's when the first of the two has used up its CPU seconds."""
+    if not seeds:
+        return None
+    differences = []
+    for seed in seeds:
+        a, b = curve(ours[seed]), curve(trl[seed])
+        until = min(a[-1, 1], b[-1, 1])
+        differences.append(accuracy_at(a, until) - accuracy_at(b, until))
+    return {"seeds": len(seeds)} | paired_test(differences)
+
+
+# --- goals ----------------------------------------------------------------------------------------
+
+
+def goals(tasks: dict[str, list[dict]], diagnostic: dict | None) -> list[dict[str, Any]]:
+    """What the critic was to reach, and what it did; a row per goal and task, misses included."""
+    found = []
+    for task, rows in tasks.items():
+        by_mode = {row["mode"]: row for row in rows}
+        for mode in WITH_COLUMN:
+            if mode in by_mode:
+                found += _of_reference(task, by_mode[mode])
+        for mode in (*WITHOUT_COLUMN, *(f"{m}_64" for m in WITHOUT_COLUMN)):
+            if mode in by_mode and (test := by_mode[mode]["against"].get(BASELINE)):
+                found.append(_goal("no column: above GRPO mode", task, mode, test))
+    for task, result in (diagnostic or {}).get("tasks", {}).items():
+        found += _correlations(task, result["critics"])
+    return found
+
+
+def _of_reference(task: str, row: dict) -> list[dict[str, Any]]:
+    mode, limit = row["mode"], 0.25 if "habit" in task else 0.35
+    ratio = row["samples_ratio"]
+    found = [
+        {
+            "goal": f"at most {limit} × GRPO mode's samples to its end",
+            "task": task,
+            "mode": mode,
+            "seeds": len(row["seeds"]),
+            "value": ratio,
+            "reached": ratio is not None and ratio <= limit,
+        }
+    ]
+    for other in (ABLATION, *ALTERNATIVES):
+        if test := row["against"].get(other):
+            found.append(_goal(f"mean accuracy above {other}", task, mode, test))
+    if row["against_trl"]:
+        found.append(_goal("above TRL at equal CPU seconds", task, mode, row["against_trl"], 0))
+    return found
+
+
+def _goal(words: str, task: str, mode: str, test: dict, errors: float = 2.0) -> dict[str, Any]:
+    """Reached if the mean difference is more than so many standard errors above 0."""
+    error = test["standard_error"]
+    return {
+        "goal": words,
+        "task": task,
+        "mode": mode,
+        "seeds": test["seeds"],
+        "value": test["mean"],
+        "standard_error": error,
+        "reached": test["mean"] > 0 and (not errors or error is not None)
+        and test["mean"] >= errors * (error or 0),
+    }  # fmt: skip
+
+
+def _correlations(task: str, critics: dict[str, dict]) -> list[dict[str, Any]]:
+    """Of segments' advantages with the exact ones after 64 completions, at the best λ."""
+    found = []
+    for name, result in critics.items():
+        if by_lam := result["credit"].get("64", {}).get("by_lam"):
+            best = max(by_lam.values())
+            found.append(
+                {
+                    "goal": "advantages correlate at least 0.45 with exact ones",
+                    "task": task,
+                    "mode": name,
+                    "seeds": None,
+                    "value": round(best, 3),
+                    "reached": best >= 0.45,
+                }
+            )
+    return found
+
+
+def report(folder: Path, out: Path) -> None:
+    """Write sweep, tables and goals of everything that has been run."""
+    tasks = {task: summarise(runs) for task, runs in load_runs(folder / "tuned").items()}
+    sweep = sweep_table(folder / "sweep")
+    if not (tasks or sweep):
+        return
+    path = out / "critic.json"
+    diagnostic = json.loads(path.read_text()) if path.is_file() else None
+    result = {"sweep": sweep, "tasks": tasks, "goals": goals(tasks, diagnostic)}
+    print(write_result("tuned", result, out))
