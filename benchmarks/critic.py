@@ -25,25 +25,40 @@ from spo.values.alignment import ItemKind
 from spo.values.coefficient import AutoLambda, value_coefficients
 from spo.values.peers import PeerInputs
 from spo.values.reference import ReferenceInputs
+from spo.values.references import References
 from spo.values.regression import Inputs, Ridge
+from spo.values.rest import RestInputs
 from spo.values.surprisal import SurprisalInputs
 
 PERCENTILE = 0.2
-SEEN = (16, 32, 64, 128, 256, 512)
+SEEN = (8, 16, 24, 32, 40, 64, 128, 256, 512)
+"""With cross-fitting in a batch of 16, each half valued by a fit to the past and the other half,
+the first three updates stand at 8, 24 and 40 instead of 0, 16 and 32."""
 DIAGNOSED = (64, 256)
 LAMS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.95, 1.0)
-UPDATE = 16
+UPDATE = 8
 """Completions a critic is fitted on at a time."""
 
 
 @dataclass(frozen=True)
 class Critic:
-    """What a critic reads, from completions in groups of so many, and how it is fitted."""
+    """What a critic reads, from completions in groups of so many, and how it is fitted.
+
+    Attributes:
+        origin: where its references come from, as in `value_reference`.
+    """
 
     inputs: Callable[[Base], list[Inputs]]
     num_generations: int = 1
     fit: dict = field(default_factory=dict)
     only_for: str | None = None
+    origin: str | None = None
+
+    def read(self, base: Base, rollouts: Rollouts, segment_ids: np.ndarray) -> np.ndarray:
+        if self.origin is not None:
+            rollouts = References([self.origin]).find(rollouts)
+        found = [each.read(rollouts, segment_ids) for each in self.inputs(base)]
+        return np.concatenate(found, axis=-1).astype(np.float64)
 
 
 NUMBERS, WORDS, SYMBOLS = ("numbers",), ("words",), ("symbols",)
@@ -51,24 +66,31 @@ BOTH = NUMBERS + WORDS
 LOW_RIDGE = {"ridge": (1.0, 10.0, 30.0)}
 
 
+PATH = ("surprisal",)
+
+
 def _aligned(
     origin: str = "solution",
     items: tuple[ItemKind, ...] = NUMBERS,
     num_generations: int = 1,
     *,
-    rest: bool = False,
-    peers: bool = False,
+    more: tuple[str, ...] = PATH,
     fit: dict | None = None,
     only_for: str | None = None,
 ) -> Critic:
-    """Alignment with a reference beside the surprisal of the path."""
+    """Alignment with a reference, beside the surprisal of the path unless told otherwise."""
 
     def inputs(base: Base) -> list[Inputs]:
-        score = base.score if rest else None
-        found = [SurprisalInputs(), ReferenceInputs([origin], items, score=score)]
-        return [*found, PeerInputs()] if peers else found
+        known: dict[str, Inputs] = {
+            "surprisal": SurprisalInputs(),
+            "rest": RestInputs(base.score, items[0]),
+            "peers": PeerInputs(),
+            "hint": base.hint,
+            "likelihood": base.likelihood,
+        }
+        return [*(known[name] for name in more), ReferenceInputs(items)]
 
-    return Critic(inputs, num_generations, fit or {}, only_for)
+    return Critic(inputs, num_generations, fit or {}, only_for, origin)
 
 
 SUM = "chain_sum_habit"
@@ -77,25 +99,29 @@ CRITICS = {
         lambda _: [SurprisalInputs()], 1, {"ridge": (10.0, 10.0, 10.0), "clip": False}
     ),
     "surprisal": Critic(lambda _: [SurprisalInputs()]),
-    "alignment_without_surprisal": Critic(lambda _: [ReferenceInputs(["solution"], BOTH)]),
+    "alignment_without_surprisal": _aligned(items=BOTH, more=()),
     "alignment": _aligned(),
     "alignment_words": _aligned(items=WORDS),
     "alignment_symbols": _aligned(items=SYMBOLS),
     "alignment_numbers_and_words": _aligned(items=BOTH),
     "alignment_unclipped": _aligned(fit={"clip": False}, items=BOTH),
     "alignment_ridge_30": _aligned(fit=LOW_RIDGE, items=BOTH),
-    "alignment_and_rest": _aligned(rest=True, items=BOTH),
-    "alignment_and_rest_ridge_30": _aligned(rest=True, fit=LOW_RIDGE, items=BOTH),
+    "alignment_and_rest": _aligned(more=(*PATH, "rest"), items=BOTH),
+    "alignment_and_rest_ridge_30": _aligned(more=(*PATH, "rest"), fit=LOW_RIDGE, items=BOTH),
     "prose": _aligned("prose", only_for=SUM),
     "results": _aligned("results", only_for=SUM),
     "every_second_result": _aligned("every_second_result", only_for=SUM),
     "answer": _aligned("answer", BOTH),
+    "answer_likelihood": Critic(lambda base: [SurprisalInputs(), base.likelihood]),
+    "alignment_and_answer_likelihood": _aligned(more=(*PATH, "likelihood")),
+    "hint": Critic(lambda base: [SurprisalInputs(), base.hint], origin="solution"),
+    "alignment_and_hint": _aligned(more=(*PATH, "hint")),
     "peers": Critic(lambda _: [SurprisalInputs(), PeerInputs()], 8),
     "peer": _aligned("peer", BOTH, 8),
-    "peer_and_peers": _aligned("peer", BOTH, 8, peers=True),
-    "peer_and_peers_ridge_30": _aligned("peer", BOTH, 8, peers=True, fit=LOW_RIDGE),
+    "peer_and_peers": _aligned("peer", BOTH, 8, more=(*PATH, "peers")),
+    "peer_and_peers_ridge_30": _aligned("peer", BOTH, 8, more=(*PATH, "peers"), fit=LOW_RIDGE),
     "alignment_in_groups": _aligned("solution", BOTH, 8),
-    "alignment_and_peers_in_groups": _aligned("solution", BOTH, 8, peers=True),
+    "alignment_and_peers_in_groups": _aligned("solution", BOTH, 8, more=(*PATH, "peers")),
 }
 
 
@@ -169,13 +195,10 @@ def measure(
     critic: Critic, base: Base, learn: list[Batch], held_out: list[Batch], repeats: int
 ) -> dict:
     """EV on held-out completions after so many seen, over fits on different completions."""
-    inputs = critic.inputs(base)
-
-    def read(batch: Batch):
-        found = np.concatenate([each.read(batch.rollouts) for each in inputs], axis=-1)
-        return found.astype(np.float64)
-
-    learned, other = [read(batch) for batch in learn], [read(batch) for batch in held_out]
+    learned, other = (
+        [critic.read(base, batch.rollouts, batch.segment_ids) for batch in batches]
+        for batches in (learn, held_out)
+    )
     by_seen: dict[int, list[float]] = {}
     credits: dict[int, list[dict]] = {}
     for repeat in range(repeats):

@@ -9,17 +9,21 @@ import re
 import tempfile
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from common import ROOT
 from critic_tasks import WORDINGS, flawless_solution
 from exact_critic import progress
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from learning import make_base
 from learning_tasks import TASKS
 
+from spo.config import SPOConfig
 from spo.rollouts import Rollouts, load_rollouts
+from spo.segments import segment_starts
+from spo.values.hint import HintInputs, with_reference
 from spo.values.rest import ScoredReference
 
 BATCH = 64
@@ -123,12 +127,36 @@ class Base:
             logits = self.model(torch.tensor([[*prompt_ids, *ids]])).logits[0]
         return logits[len(prompt_ids) - 1 : -1].double().log_softmax(-1).numpy()
 
-    def score(self, rollouts: Rollouts, references: list[str | None]):
-        """`ReferenceInputs`' score: each reference under the base, a pass each."""
+    def score(self, rollouts: Rollouts) -> list[ScoredReference | None]:
+        """`RestInputs`' score: each reference under the base, a pass each."""
         return [
             None if text is None else self._score(prompt_ids, text)
-            for prompt_ids, text in zip(rollouts.prompt_ids, references, strict=True)
+            for prompt_ids, text in zip(rollouts.prompt_ids, rollouts.references, strict=True)
         ]
+
+    @cached_property
+    def hint(self) -> HintInputs:
+        """With the default wording."""
+        wording = SPOConfig().value_reference_prompt
+
+        def tokenize(rollouts: Rollouts) -> list[list[int]]:
+            pairs = zip(rollouts.prompts, rollouts.references, strict=True)
+            return [self.tokenizer.encode(with_reference(*pair, wording)) for pair in pairs]
+
+        return HintInputs(tokenize, self.passes)
+
+    def passes(self, prompt_ids: list[list[int]], token_ids: list[list[int]]):
+        """Log-probs and entropies of each row's completion, ragged; a pass each."""
+        logprobs, entropies = [], []
+        for prompt, ids in zip(prompt_ids, token_ids, strict=True):
+            found = self.logprobs(prompt, ids)
+            logprobs.append(found[np.arange(len(ids)), ids])
+            entropies.append(-(np.exp(found) * found).sum(-1))
+        return logprobs, entropies
+
+    @cached_property
+    def likelihood(self) -> "AnswerLikelihood":
+        return AnswerLikelihood(self)
 
     def _score(self, prompt_ids: list[int], text: str) -> ScoredReference:
         ids = self.tokenizer.encode(text)
@@ -136,6 +164,46 @@ class Base:
         ends = np.cumsum([len(self.tokenizer.decode([token])) for token in ids])
         entropies = -(np.exp(logprobs) * logprobs).sum(-1)
         return ScoredReference(ends, logprobs[np.arange(len(ids)), ids], entropies)
+
+
+class AnswerLikelihood:
+    """log π(answer | prompt, prefix, opener) at the segment start that came last, and how far it
+    has risen since the first, both in units of 4 nats; a pass per segment."""
+
+    name, width = "likelihood", 2
+    OPENER = "\n<answer>"
+
+    def __init__(self, base: Base):
+        self.base = base
+
+    def read(
+        self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B T 2"]:
+        found = np.zeros((*segment_ids.shape, 2))
+        for row, answer in enumerate(rollouts.columns["answer"]):
+            starts = np.flatnonzero(segment_starts(segment_ids[row : row + 1])[0])
+            ids = rollouts.token_ids[row]
+            prefixes = [[*rollouts.prompt_ids[row], *ids[:t]] for t in starts]
+            at_starts = self._likelihoods(prefixes, f"{answer}</answer>") / 4
+            of_token = np.searchsorted(starts, np.arange(len(ids)), side="right") - 1
+            found[row, :, 0] = at_starts[of_token]
+            found[row, :, 1] = at_starts[of_token] - at_starts[0]
+        return np.where(rollouts.completion_mask[..., None], found, 0.0)
+
+    def _likelihoods(self, prefixes: list[list[int]], answer: str) -> Float[np.ndarray, " N"]:
+        """Each at least −20 nats."""
+        import torch
+
+        opener, ids = (self.base.tokenizer.encode(text) for text in (self.OPENER, answer))
+        rows = [torch.tensor([*prefix, *opener, *ids]) for prefix in prefixes]
+        with torch.no_grad():  # padded on the right: causal attention never looks there
+            logits = self.base.model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)).logits
+        sums = []
+        for row, prefix in zip(logits, prefixes, strict=True):
+            begin = len(prefix) + len(opener) - 1
+            logprobs = row[begin : begin + len(ids)].double().log_softmax(-1).numpy()
+            sums.append(logprobs[np.arange(len(ids)), ids].sum())
+        return np.maximum(sums, -20.0)
 
 
 # --- exact values ---------------------------------------------------------------------------------
