@@ -167,7 +167,11 @@ def summarise(runs: Runs) -> list[dict[str, Any]]:
                 "final_standard_error": _error(
                     [curve(of_mode[s])[len(ours) - 1, 2] for s in seeds]
                 ),
-                "accuracy_at": {str(int(s)): round(float(a), 3) for s, _, a in ours},
+                "accuracy_at": {str(int(s)): round(float(a), 4) for s, _, a in ours},
+                "standard_error_at": {
+                    str(int(row[0])): _error([curves[s][i, 2] for s in seeds])
+                    for i, row in enumerate(ours)
+                },
                 "target": round(target, 4),
                 "samples_ratio": None if None in reached else round(reached[0] / reached[1], 3),
                 "against": {

@@ -97,61 +97,6 @@ def smollm2() -> str:
     )
 
 
-MAIN = {
-    ("spo_nll",): "SPO",
-    ("path_nll",): "SPO, critic of features alone",
-    ("spo_p20",): "SPO without the likelihood term",
-    ("ppo",): "PPO mode (p = 1)",
-    ("reinforce",): "REINFORCE, no baseline",
-    ("grpo", "grpo_slow"): "GRPO mode",
-    ("trl_grpo", "trl_grpo_slow"): "TRL's GRPOTrainer",
-}
-"""Modes of benchmarks/learning.py; of several, the one that ends highest."""
-
-
-def main_comparison() -> str:
-    """Where each trainer ends, and on how many of GRPO mode's samples it comes to GRPO's end."""
-    result = _result("learning")
-    tasks = result["tasks"]
-    lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
-    for modes, words in MAIN.items():
-        cells = []
-        for rows in tasks.values():
-            found = [row for row in rows if row["mode"] in modes]
-            best = max(found, key=lambda row: row["final_accuracy"], default=None)
-            cells.append("" if best is None else _accuracy_and_samples(best))
-        lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _source(result)])
-
-
-SHOWN = ("SPO", "SPO, critic of features alone", "REINFORCE, no baseline", "GRPO mode")
-"""Rows of the README's table besides TRL's."""
-
-
-def results() -> str:
-    """The README's table: a few rows of `main_comparison`, without its notes."""
-    tasks = _result("learning")["tasks"]
-    lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
-    for modes, words in MAIN.items():
-        if words not in (*SHOWN, "TRL's GRPOTrainer"):
-            continue
-        cells = []
-        for rows in tasks.values():
-            found = [row for row in rows if row["mode"] in modes]
-            best = max(found, key=lambda row: row["final_accuracy"], default=None)
-            ratio = "" if best is None else _shown(" ({:.2f} ×)", best["samples_ratio"])
-            cells.append("" if best is None else f"{best['final_accuracy']:.2f}{ratio}")
-        lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _accuracy_and_samples(row: dict) -> str:
-    notes = [_shown("{:.2f} ×", row["samples_ratio"]) or "–"]
-    if len(row["seeds"]) < 5:
-        notes.append(f"{len(row['seeds'])} seed{'s' * (len(row['seeds']) > 1)}")
-    return f"{_accuracy(row)} ({', '.join(notes)})"
-
-
 def _accuracy(row: dict) -> str:
     return f"{row['final_accuracy']:.3f}" + _shown(" ± {:.3f}", row["final_standard_error"])
 
@@ -432,8 +377,6 @@ BLOCKS = (
     quickstart,
     memory,
     smollm2,
-    results,
-    main_comparison,
     gradients,
     learning,
     choices,

@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+import critic_tables  # noqa: E402
 import results_tables  # noqa: E402
 
 import train_spo  # noqa: E402
@@ -125,7 +126,13 @@ def trl_settings() -> str:
     return "\n".join([*lines, "", f"**Same name, meaning and default**: {same}."])
 
 
-BLOCKS = (flags, trl_settings, recipe_settings, *results_tables.BLOCKS)
+BLOCKS = (
+    flags,
+    trl_settings,
+    recipe_settings,
+    *results_tables.BLOCKS,
+    *critic_tables.BLOCKS,
+)
 
 
 def render(text: str) -> str:

@@ -89,7 +89,7 @@ def test_paired_test(differences, p):
 
 
 def test_two_updates_of_every_kind_of_run_end_in_a_table_and_a_plot(tmp_path):
-    modes = ["grpo", "spo_p20", "exact_values"]
+    modes = ["grpo", "reference", "values_0", "exact_values"]
     try:
         import trl  # noqa: F401
 
@@ -99,10 +99,9 @@ def test_two_updates_of_every_kind_of_run_end_in_a_table_and_a_plot(tmp_path):
     command = [sys.executable, "benchmarks/learning.py", "--tasks", "smoke", "--modes", *modes]
     command += ["--seeds", "1", "--out", str(tmp_path / "learning")]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
-    table = json.loads((tmp_path / "learning.json").read_text())["tasks"]["smoke"]
+    table = json.loads((tmp_path / "tuned.json").read_text())["tasks"]["smoke"]
     assert sorted(row["mode"] for row in table) == sorted(modes)
-    assert (tmp_path / "learning.png").stat().st_size > 10_000
-    runs = [json.loads(path.read_text()) for path in tmp_path.glob("learning/smoke/*.json")]
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("learning/tuned/smoke/*.json")]
     # the base model on the same problems with the same random numbers, whoever trains it
     assert len({run["evaluations"][0]["accuracy"] for run in runs}) == 1
     assert all(run["evaluations"][-1]["cpu_seconds"] > 0 for run in runs)

@@ -1,0 +1,169 @@
+"""benchmarks/results/tuned.json and critic.json -> tables of what a critic is worth."""
+
+from results_tables import _difference, _result, _shown, _source
+
+WORDS = {
+    "reference": "**SPO, critic reads a solution**",
+    "exact_values": "the same, exact values instead",
+    "values_0": "the same, values 0 instead",
+    "reinforce_nll": "REINFORCE with the likelihood term",
+    "reinforce": "REINFORCE",
+    "grpo": "GRPO mode",
+    "rloo": "RLOO",
+    "trl_grpo": "TRL's GRPOTrainer",
+}
+"""Rows of the main table; all other modes are in the long one."""
+README_ROWS = ("reference", "values_0", "reinforce_nll", "grpo", "trl_grpo")
+ROUND_NUMBER = "960"
+"""Samples after which accuracies stand in the tables: all runs went that far."""
+
+
+def _by_task() -> dict[str, dict[str, dict]]:
+    tasks = _result("tuned")["tasks"]
+    return {name: {row["mode"]: row for row in rows} for name, rows in tasks.items()}
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
+def _comparison(modes, cell) -> list[str]:
+    """A row per mode, a column per task."""
+    tasks = _by_task()
+    lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for mode in modes:
+        cells = [cell(rows[mode]) if mode in rows else "" for rows in tasks.values()]
+        if any(cells):
+            lines.append(f"| {WORDS[mode]} | {' | '.join(cells)} |")
+    return lines
+
+
+def results() -> str:
+    """The README's table: a few rows of `main_comparison`."""
+
+    def cell(row: dict) -> str:
+        ratio = _shown(" ({:.2f} ×)", row["samples_ratio"])
+        return f"{row['accuracy_at'].get(ROUND_NUMBER, row['final_accuracy']):.2f}{ratio}"
+
+    return "\n".join(_comparison(README_ROWS, cell))
+
+
+def main_comparison() -> str:
+    """Accuracy after equal samples; in brackets samples to GRPO mode's end, over its own."""
+
+    def cell(row: dict) -> str:
+        error = _shown(" ± {:.3f}", row["standard_error_at"].get(ROUND_NUMBER))
+        accuracy = row["accuracy_at"].get(ROUND_NUMBER, row["final_accuracy"])
+        ratio = _shown("{:.2f} ×", row["samples_ratio"]) or "–"
+        return f"{accuracy:.3f}{error} ({ratio}, {_seeds(len(row['seeds']))})"
+
+    return "\n".join([*_comparison(WORDS, cell), "", _source(_result("tuned"))])
+
+
+def tuned() -> str:
+    """Every mode, per task."""
+    lines = []
+    for task, rows in _by_task().items():
+        lines += [
+            f"| {task} | seeds | samples | accuracy at the end | Δ to `grpo` | Δ to `values_0` | "
+            "samples to GRPO mode's end | at equal CPU seconds, less TRL | EV |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [_tuned_row(row) for row in sorted(rows.values(), key=_mean_accuracy)]
+        lines.append("")
+    return "\n".join([*lines, _source(_result("tuned"))])
+
+
+def _mean_accuracy(row: dict) -> float:
+    """Less GRPO mode's, highest first."""
+    against = row["against"].get("grpo")
+    return -against["mean"] if against else 0.0
+
+
+def _tuned_row(row: dict) -> str:
+    trl = row["against_trl"]
+    cells = (
+        f"`{row['mode']}`",
+        str(len(row["seeds"])),
+        str(row["samples"]),
+        f"{row['final_accuracy']:.3f}" + _shown(" ± {:.3f}", row["final_standard_error"]),
+        _compared(row, "grpo"),
+        _compared(row, "values_0"),
+        _shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
+        f"{_difference(trl)} ({trl['seeds']})" if trl else "–",
+        _shown("{:.2f}", row["explained_variance"]) or "–",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _compared(row: dict, other: str) -> str:
+    test = row["against"].get(other)
+    return f"{_difference(test)} ({test['seeds']})" if test else "–"
+
+
+def sweep() -> str:
+    """Each mode over learning rates and clips."""
+    rows = _result("tuned")["sweep"]
+    cells = sorted({(row["max_grad_norm"], row["learning_rate"]) for row in rows})
+    heads = [f"clip {clip:g}, lr {rate:g}" for clip, rate in cells]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(cells)}"]
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        of_mode = {(r["max_grad_norm"], r["learning_rate"]): r for r in rows if r["mode"] == mode}
+        shown = [_sweep_cell(of_mode[cell]) if cell in of_mode else "" for cell in cells]
+        lines.append(f"| `{mode}` | {' | '.join(shown)} |")
+    return "\n".join([*lines, "", _source(_result("tuned"))])
+
+
+def _sweep_cell(row: dict) -> str:
+    accuracy = f"{row['mean_accuracy']:.3f}"
+    bold = f"**{accuracy}**" if row["best"] else accuracy
+    return f"{bold} ({row['clipped']:.0%})"
+
+
+def goals() -> str:
+    """What the critic was to reach on each task, misses included."""
+    lines = ["| goal | task | mode | found | seeds | reached |", "|---|---|---|---|---|---|"]
+    for row in _result("tuned")["goals"]:
+        value = _shown("{:.3f}", row["value"]) or "never"
+        value += _shown(" ± {:.3f}", row.get("standard_error"))
+        seeds = "–" if row["seeds"] is None else row["seeds"]
+        reached = "yes" if row["reached"] else "no"
+        lines.append(
+            f"| {row['goal']} | {row['task']} | `{row['mode']}` | {value} | {seeds} | {reached} |"
+        )
+    return "\n".join([*lines, "", _source(_result("tuned"))])
+
+
+def critics() -> str:
+    """What each critic explains after so many completions, and its advantages beside exact ones."""
+    result = _result("critic")
+    lams = [str(lam) for lam in result["lams"] if lam not in (0.25, 0.65)]
+    lines = []
+    for task, found in result["tasks"].items():
+        critics = found["critics"]
+        seen = list(next(iter(critics.values()))["explained_variance"])
+        exact = any(one["credit"] for one in critics.values())
+        heads = [f"EV after {n}" for n in seen] + [f"corr. λ {lam}" for lam in lams] * exact
+        lines += [f"| {task} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+        for name, one in critics.items():
+            cells = [f"{one['explained_variance'][n]['mean']:.2f}" for n in seen]
+            by_lam = one["credit"].get("64", {}).get("by_lam", {})
+            cells += [_shown("{:.2f}", by_lam.get(lam)) for lam in lams] * exact
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        lines += _ends_of_the_scale(found, len(seen), lams) * exact
+        lines.append("")
+    return "\n".join([*lines, _source(result)])
+
+
+def _ends_of_the_scale(found: dict, columns: int, lams: list[str]) -> list[str]:
+    """Values 0, and exact ones."""
+    lines = []
+    for name, words in (("none", "values 0"), ("exact", "exact values")):
+        one = found["groups_of_1"][name]
+        cells = [""] * (columns - 1) + [_shown("{:.2f}", one.get("explained_variance"))]
+        cells += [f"{one['credit']['by_lam'][lam]:.2f}" for lam in lams]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return lines
+
+
+BLOCKS = (results, main_comparison, tuned, sweep, goals, critics)
