@@ -318,10 +318,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help="fits on different completions")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    tasks = {
-        name: run(name, options.steps, options.seed, options.repeats) for name in options.tasks
-    }
-    write_result("critic", {"seed": options.seed, "lams": LAMS, "tasks": tasks}, options.out)
+    for name in options.tasks:
+        found = run(name, options.steps, options.seed, options.repeats)
+        result = {"task": name, "seed": options.seed, "lams": LAMS, **found}
+        write_result(f"critic_{name}", result, options.out)
 
 
 if __name__ == "__main__":

@@ -220,8 +220,9 @@ def _at_equal_seconds(ours: dict, trl: dict, seeds: list[int]) -> dict[str, Any]
 # --- goals ----------------------------------------------------------------------------------------
 
 
-def goals(tasks: dict[str, list[dict]], diagnostic: dict | None) -> list[dict[str, Any]]:
-    """What the critic was to reach, and what it did; a row per goal and task, misses included."""
+def goals(tasks: dict[str, list[dict]], diagnostics: list[dict]) -> list[dict[str, Any]]:
+    """What the critic was to reach, and what it did; a row per goal and task, misses included.
+    `diagnostics`: of benchmarks/critic.py."""
     found = []
     for task, rows in tasks.items():
         by_mode = {row["mode"]: row for row in rows}
@@ -231,8 +232,8 @@ def goals(tasks: dict[str, list[dict]], diagnostic: dict | None) -> list[dict[st
         for mode in (*WITHOUT_COLUMN, *(f"{m}_64" for m in WITHOUT_COLUMN)):
             if mode in by_mode and (test := by_mode[mode]["against"].get(BASELINE)):
                 found.append(_goal("no column: above GRPO mode", task, mode, test))
-    for task, result in (diagnostic or {}).get("tasks", {}).items():
-        found += _correlations(task, result["critics"])
+    for result in diagnostics:
+        found += _correlations(result["task"], result["critics"])
     return found
 
 
@@ -297,7 +298,6 @@ def report(folder: Path, out: Path) -> None:
     sweep = sweep_table(folder / "sweep")
     if not (tasks or sweep):
         return
-    path = out / "critic.json"
-    diagnostic = json.loads(path.read_text()) if path.is_file() else None
-    result = {"sweep": sweep, "tasks": tasks, "goals": goals(tasks, diagnostic)}
+    diagnostics = [json.loads(path.read_text()) for path in sorted(out.glob("critic_*.json"))]
+    result = {"sweep": sweep, "tasks": tasks, "goals": goals(tasks, diagnostics)}
     print(write_result("tuned", result, out))

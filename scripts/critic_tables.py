@@ -1,5 +1,6 @@
-"""benchmarks/results/tuned.json and critic.json -> tables of what a critic is worth."""
+"""benchmarks/results/tuned.json and critic_*.json -> tables of what a critic is worth."""
 
+import results_tables
 from results_tables import _difference, _result, _shown, _source
 
 WORDS = {
@@ -14,6 +15,7 @@ WORDS = {
 }
 """Rows of the main table; all other modes are in the long one."""
 README_ROWS = ("reference", "values_0", "reinforce_nll", "grpo", "trl_grpo")
+SEEN = ("8", "16", "24", "32", "64", "256", "512")
 ROUND_NUMBER = "960"
 """Samples after which accuracies stand in the tables: all runs went that far."""
 
@@ -136,23 +138,24 @@ def goals() -> str:
 
 def critics() -> str:
     """What each critic explains after so many completions, and its advantages beside exact ones."""
-    result = _result("critic")
-    lams = [str(lam) for lam in result["lams"] if lam not in (0.25, 0.65)]
     lines = []
-    for task, found in result["tasks"].items():
+    for path in sorted(results_tables.RESULTS.glob("critic_*.json")):
+        found = _result(path.stem)
         critics = found["critics"]
-        seen = list(next(iter(critics.values()))["explained_variance"])
+        lams = [str(lam) for lam in found["lams"] if lam not in (0.25, 0.65)]
+        seen = [n for n in next(iter(critics.values()))["explained_variance"] if n in SEEN]
         exact = any(one["credit"] for one in critics.values())
         heads = [f"EV after {n}" for n in seen] + [f"corr. λ {lam}" for lam in lams] * exact
-        lines += [f"| {task} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+        lines += [f"| {found['task']} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
         for name, one in critics.items():
             cells = [f"{one['explained_variance'][n]['mean']:.2f}" for n in seen]
             by_lam = one["credit"].get("64", {}).get("by_lam", {})
             cells += [_shown("{:.2f}", by_lam.get(lam)) for lam in lams] * exact
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
-        lines += _ends_of_the_scale(found, len(seen), lams) * exact
-        lines.append("")
-    return "\n".join([*lines, _source(result)])
+        if exact:
+            lines += _ends_of_the_scale(found, len(seen), lams)
+        lines += ["", _source(found), ""]
+    return "\n".join(lines[:-1])
 
 
 def _ends_of_the_scale(found: dict, columns: int, lams: list[str]) -> list[str]:

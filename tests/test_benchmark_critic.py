@@ -157,7 +157,7 @@ def test_runs_of_different_lengths_are_compared_over_what_both_have():
 
 
 def test_goals_say_what_was_reached_and_what_was_missed():
-    found = {(g["goal"], g["mode"]): g for g in tuned_report.goals({"t_habit": study()}, None)}
+    found = {(g["goal"], g["mode"]): g for g in tuned_report.goals({"t_habit": study()}, [])}
     assert found["at most 0.25 × GRPO mode's samples to its end", "reference"]["reached"]
     assert found["mean accuracy above values_0", "reference"]["reached"]
     assert not any(mode == "grpo" for _, mode in found)
