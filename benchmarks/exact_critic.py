@@ -54,15 +54,18 @@ def progress(right: list[str], solution: str) -> tuple[list[int], int | None]:
     return ends, at - 1 if wrong_length else None
 
 
-class ZeroValue:
-    """No critic: all values are 0, and nothing is fitted."""
+class ConstantValue:
+    """No critic: all values are one number, and nothing is fitted."""
 
-    name = "zero"
+    name = "constant"
+
+    def __init__(self, value: float = 0.0):
+        self.value = value
 
     def predict(
         self, rollouts: Rollouts, segment_ids: Int[np.ndarray, "B T"]
     ) -> Float[np.ndarray, "B T"]:
-        return np.zeros(rollouts.completion_mask.shape, np.float32)
+        return np.where(rollouts.completion_mask, np.float32(self.value), np.float32(0))
 
     def fit(
         self,

@@ -31,6 +31,7 @@ import learning_report
 import tuned_report
 from common import RESULTS, write_result
 from learning_modes import (
+    CONSTANT,
     EXACT,
     FIRST,
     GRID,
@@ -39,7 +40,6 @@ from learning_modes import (
     PLOTTED,
     SWEPT,
     TUNED,
-    ZERO,
     tuned_settings,
 )
 from learning_tasks import OF_TINY_MODELS, TASKS, Task, problems
@@ -95,7 +95,7 @@ SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_
 
 
 def _train_with_spo(task: Task, settings: dict[str, Any], mode: str):
-    from exact_critic import ExactValue, ZeroValue
+    from exact_critic import ConstantValue, ExactValue
 
     from spo import SPOConfig, SPOTrainer
 
@@ -123,8 +123,8 @@ def _train_with_spo(task: Task, settings: dict[str, Any], mode: str):
         )
         if mode in EXACT:
             trainer.critic.sources = (ExactValue(trainer.train_dataset),)
-        if mode in ZERO:
-            trainer.critic.sources = (ZeroValue(),)
+        if mode in CONSTANT:
+            trainer.critic.sources = (ConstantValue(CONSTANT[mode]),)
         trainer.train()
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]

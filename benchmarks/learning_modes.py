@@ -98,6 +98,7 @@ TUNED: dict[str, Settings] = {
     "exact_values": ALONE,
     "reinforce": ALONE | {"lam": 1.0, "positive_nll_coef": 0.0},
     "reinforce_nll": ALONE | {"lam": 1.0},
+    "reinforce_half": ALONE | {"lam": 1.0, "positive_nll_coef": 0.0},
     "grpo": GROUP,
     "grpo_nll": GROUP | NLL,
     "rloo": GROUP | {"scale_rewards": "none"},
@@ -135,8 +136,12 @@ TUNED: dict[str, Settings] = {
     },
     "monte_carlo": ALONE | {"value_sources": ["monte_carlo"], "value_continuations": 4},
 }
-ZERO = ("values_0", "values_0_no_nll", "reinforce", "reinforce_nll")
-"""Their values are 0: the critic named above is taken out again."""
+CONSTANT = {
+    **dict.fromkeys(("values_0", "values_0_no_nll", "reinforce", "reinforce_nll"), 0.0),
+    "reinforce_half": 0.5,
+}
+"""The value of everything: the critic named above is taken out again. One half pushes wrong
+completions away as hard as right ones are pulled, as rewards of −1 and +1 would."""
 EXACT = ("exact_values",)
 """Their values are right, by benchmarks/exact_critic.py."""
 OF_TRL = tuple(TRL)
@@ -147,6 +152,7 @@ GRID = {"learning_rate": (2e-4, 4e-4, 8e-4), "max_grad_norm": (0.1, 1.0)}
 TUNED_AS = {
     **dict.fromkeys(("grpo_nll", "rloo", "trl_grpo"), "grpo"),
     **dict.fromkeys(("peer_2", "peer_peers_4", "peer_peers_2", "peers_4", "hint_peer"), "peer_4"),
+    "reinforce_half": "reinforce",
     **dict.fromkeys(("exact_values", "surprisal", "values_0_no_nll", "history"), "values_0"),
 }
 """Whose learning rate and clip a mode takes that was not swept itself; else `reference`'s."""

@@ -16,13 +16,20 @@ from typing import Any
 
 import numpy as np
 from common import write_result
-from learning_modes import GRID, TUNED_AS
+from learning_modes import GRID, GRPO, TRL, TUNED_AS
 from learning_report import Runs, accuracy_at, first_reached, load_runs, paired_test
 
 CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad_norm>[\d.]+)$")
 SWEEP_SAMPLES = 960
 """Cells are compared up to there: some were not trained for longer."""
-BASELINE, ABLATION, ALTERNATIVES = "grpo", "values_0", ("reinforce", "reinforce_nll")
+ABLATION = "values_0"
+OLDER = {mode: f"{mode}_first" for mode in (*GRPO, *TRL, "reinforce", "ppo")}
+"""Runs of the first study, at its learning rates and clip, and what they are called here."""
+GRPOS = ("grpo", *(OLDER[mode] for mode in GRPO))
+TRLS = ("trl_grpo", *(OLDER[mode] for mode in TRL))
+"""Of these the one that ends highest on a task is what the others are compared with."""
+REINFORCES = ("reinforce", "reinforce_nll", OLDER["reinforce"])
+COMPARED = (ABLATION, *REINFORCES, "exact_values", "rloo")
 WITHOUT_COLUMN = ("peer_2", "peer_4", "peer_peers_2", "peer_peers_4", "peers_4", "memory",
                   "history", "peer_memory_2", "hint_peer")  # fmt: skip
 WITH_COLUMN = ("reference", "reference_rest", "reference_prose", "hint", "answer_only")
@@ -138,55 +145,81 @@ def difference(ours: dict[int, dict], theirs: dict[int, dict]) -> dict[str, Any]
 # --- tables ---------------------------------------------------------------------------------------
 
 
+def load_study(folder: Path) -> dict[str, Runs]:
+    """The tuned runs by task, and runs of the first study that began with the same model: accuracy
+    before training is the same to the last digit."""
+    tasks = load_runs(folder / "tuned")
+    first = load_runs(folder / "first")
+    for task, runs in tasks.items():
+        begun = {s: _start(run) for of_mode in runs.values() for s, run in of_mode.items()}
+        for mode, name in OLDER.items():
+            older = first.get(task, {}).get(mode, {})
+            same = {s: run for s, run in older.items() if begun.get(s) == _start(run)}
+            if same:
+                runs[name] = same
+    return tasks
+
+
+def _start(run: dict) -> float:
+    return run["evaluations"][0]["accuracy"]
+
+
+def best_of(runs: Runs, modes: tuple[str, ...]) -> str | None:
+    """The mode that ends highest, of those that ran."""
+    there = [mode for mode in modes if runs.get(mode)]
+    return max(there, key=lambda m: mean_curve(runs[m], sorted(runs[m]))[-1, 2], default=None)
+
+
 def summarise(runs: Runs) -> list[dict[str, Any]]:
-    """A row per mode."""
-    rows = []
-    for mode, of_mode in runs.items():
-        seeds = sorted(set(of_mode) & set(runs.get(BASELINE, {})))
-        if not seeds:
-            continue
-        ours, base = mean_curve(of_mode, seeds), mean_curve(runs[BASELINE], seeds)
-        curves = {seed: curve(run) for seed, run in of_mode.items()}
-        target = float(base[-1, 2])
-        reached = [first_reached(c, target, 0) for c in (ours, base)]
-        trl = runs.get("trl_grpo", {})
-        timed = sorted(set(of_mode) & set(trl))
-        explained = [
-            statistics.fmean(values)
-            for run in of_mode.values()
-            if (values := [v for v in _series(run, "spo/explained_variance") if v is not None])
-        ]
-        rows.append(
-            {
-                "mode": mode,
-                "seeds": seeds,
-                "settings": {key: next(iter(of_mode.values()))["settings"][key] for key in GRID},
-                "samples": int(ours[-1, 0]),
-                "start": round(float(ours[0, 2]), 4),
-                "final_accuracy": round(float(ours[-1, 2]), 4),
-                "final_standard_error": _error(
-                    [curve(of_mode[s])[len(ours) - 1, 2] for s in seeds]
-                ),
-                "accuracy_at": {str(int(s)): round(float(a), 4) for s, _, a in ours},
-                "standard_error_at": {
-                    str(int(row[0])): _error([curves[s][i, 2] for s in seeds])
-                    for i, row in enumerate(ours)
-                },
-                "target": round(target, 4),
-                "samples_ratio": None if None in reached else round(reached[0] / reached[1], 3),
-                "against": {
-                    other: difference(of_mode, runs[other])
-                    for other in (BASELINE, ABLATION, *ALTERNATIVES, "exact_values", "rloo")
-                    if other in runs and other != mode
-                },
-                "against_trl": _at_equal_seconds(of_mode, trl, timed),
-                "cpu_seconds_a_sample": _mean([c[-1, 1] / c[-1, 0] for c in curves.values()]),
-                "explained_variance": _mean(explained) if explained else None,
-                "lam": _last_mean(of_mode, "spo/lam"),
-                "value_coefficient": _last_mean(of_mode, "spo/value_coefficient"),
-            }
-        )
-    return rows
+    """A row per mode; none where no GRPO mode ran."""
+    baseline, trl = best_of(runs, GRPOS), best_of(runs, TRLS)
+    if baseline is None:
+        return []
+    found = [_row(runs, mode, baseline, trl) for mode in runs]
+    return [row for row in found if row["seeds"]]
+
+
+def _row(runs: Runs, mode: str, baseline: str, trl: str | None) -> dict[str, Any]:
+    of_mode = runs[mode]
+    seeds = sorted(set(of_mode) & set(runs[baseline]))
+    if not seeds:
+        return {"seeds": seeds}
+    ours, base = mean_curve(of_mode, seeds), mean_curve(runs[baseline], seeds)
+    curves = {seed: curve(run) for seed, run in of_mode.items()}
+    target = float(base[-1, 2])
+    reached = [first_reached(c, target, 0) for c in (ours, base)]
+    errors = [_error([curves[seed][i, 2] for seed in seeds]) for i in range(len(ours))]
+    explained = [
+        statistics.fmean(values)
+        for run in of_mode.values()
+        if (values := [v for v in _series(run, "spo/explained_variance") if v is not None])
+    ]
+    return {
+        "mode": mode,
+        "seeds": seeds,
+        "settings": {key: next(iter(of_mode.values()))["settings"][key] for key in GRID},
+        "samples": int(ours[-1, 0]),
+        "accuracy_at": {str(int(s)): round(float(a), 4) for s, _, a in ours},
+        "standard_error_at": {str(int(s)): e for s, e in zip(ours[:, 0], errors, strict=True)},
+        "final_accuracy": round(float(ours[-1, 2]), 4),
+        "final_standard_error": errors[-1],
+        "baseline": baseline,
+        "target": round(target, 4),
+        "samples_ratio": None if None in reached else round(reached[0] / reached[1], 3),
+        "against_grpo": None if mode == baseline else difference(of_mode, runs[baseline]),
+        "against": {
+            other: difference(of_mode, runs[other])
+            for other in COMPARED
+            if other in runs and other != mode
+        },
+        "against_trl": _at_equal_seconds(of_mode, runs[trl]) if trl and trl != mode else None,
+        "cpu_seconds_a_sample": _mean([c[-1, 1] / c[-1, 0] for c in curves.values()]),
+        "explained_variance": _mean(explained) if explained else None,
+        "entropy": _last_mean(of_mode, "entropy"),
+        "gradient_norm": _last_mean(of_mode, "grad_norm"),
+        "lam": _last_mean(of_mode, "spo/lam"),
+        "value_coefficient": _last_mean(of_mode, "spo/value_coefficient"),
+    }
 
 
 def _series(run: dict, name: str) -> list[float | None]:
@@ -205,8 +238,9 @@ def _error(values: list[float]) -> float | None:
     return round(statistics.stdev(values) / math.sqrt(len(values)), 4)
 
 
-def _at_equal_seconds(ours: dict, trl: dict, seeds: list[int]) -> dict[str, Any] | None:
+def _at_equal_seconds(ours: dict, trl: dict) -> dict[str, Any] | None:
     """Accuracy less TRL's when the first of the two has used up its CPU seconds."""
+    seeds = sorted(set(ours) & set(trl))
     if not seeds:
         return None
     differences = []
@@ -230,7 +264,7 @@ def goals(tasks: dict[str, list[dict]], diagnostics: list[dict]) -> list[dict[st
             if mode in by_mode:
                 found += _of_reference(task, by_mode[mode])
         for mode in (*WITHOUT_COLUMN, *(f"{m}_64" for m in WITHOUT_COLUMN)):
-            if mode in by_mode and (test := by_mode[mode]["against"].get(BASELINE)):
+            if mode in by_mode and (test := by_mode[mode]["against_grpo"]):
                 found.append(_goal("no column: above GRPO mode", task, mode, test))
     for result in diagnostics:
         found += _correlations(result["task"], result["critics"])
@@ -250,7 +284,7 @@ def _of_reference(task: str, row: dict) -> list[dict[str, Any]]:
             "reached": ratio is not None and ratio <= limit,
         }
     ]
-    for other in (ABLATION, *ALTERNATIVES):
+    for other in (ABLATION, *REINFORCES):
         if test := row["against"].get(other):
             found.append(_goal(f"mean accuracy above {other}", task, mode, test))
     if row["against_trl"]:
@@ -294,7 +328,7 @@ def _correlations(task: str, critics: dict[str, dict]) -> list[dict[str, Any]]:
 
 def report(folder: Path, out: Path) -> None:
     """Write sweep, tables and goals of everything that has been run."""
-    tasks = {task: summarise(runs) for task, runs in load_runs(folder / "tuned").items()}
+    tasks = {task: summarise(runs) for task, runs in load_study(folder).items()}
     sweep = sweep_table(folder / "sweep")
     if not (tasks or sweep):
         return

@@ -149,9 +149,9 @@ def study() -> list[dict]:
 
 def test_runs_of_different_lengths_are_compared_over_what_both_have():
     rows = {row["mode"]: row for row in study()}
-    against = rows["reference"]["against"]
-    assert against["grpo"]["mean"] == pytest.approx(0.3)
-    assert against["grpo"]["samples"] == 960
+    against = rows["reference"]["against_grpo"]
+    assert against["mean"] == pytest.approx(0.3)
+    assert against["samples"] == 960
     assert rows["reference"]["samples_ratio"] == 0.25
     assert rows["grpo"]["target"] == 0.6
 
@@ -161,6 +161,24 @@ def test_goals_say_what_was_reached_and_what_was_missed():
     assert found["at most 0.25 × GRPO mode's samples to its end", "reference"]["reached"]
     assert found["mean accuracy above values_0", "reference"]["reached"]
     assert not any(mode == "grpo" for _, mode in found)
+
+
+def test_older_runs_count_if_they_began_with_the_same_model(tmp_path):
+    def write(study: str, run: dict) -> None:
+        path = tmp_path / study / "t_habit" / f"{run['mode']}-seed{run['seed']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(run))
+
+    write("tuned", made_up("grpo", 1, [0.2, 0.3]))
+    write("tuned", made_up("grpo", 2, [0.2, 0.3]))
+    write("first", made_up("grpo_slow", 1, [0.2, 0.5]))
+    write("first", made_up("grpo_slow", 2, [0.21, 0.5]))
+    rows = tuned_report.summarise(tuned_report.load_study(tmp_path)["t_habit"])
+    found = {row["mode"]: row for row in rows}
+    assert found["grpo_slow_first"]["seeds"] == [1]
+    # the best GRPO mode of the task is what all are compared with
+    assert {row["baseline"] for row in rows} == {"grpo_slow_first"}
+    assert found["grpo"]["against_grpo"]["mean"] == pytest.approx(-0.2)
 
 
 def test_continuations_count_as_samples():
