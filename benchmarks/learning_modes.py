@@ -108,6 +108,9 @@ TUNED: dict[str, Settings] = {
     "reference_no_nll": REFERENCE | {"positive_nll_coef": 0.0},
     "values_0_no_nll": ALONE | {"positive_nll_coef": 0.0},
     "reference_rest": _reads("reference", "rest", of=("solution",)),
+    "reference_numbers": REFERENCE | {"value_reference_items": ["numbers"]},
+    "reference_rest_numbers": _reads("reference", "rest", of=("solution",))
+    | {"value_reference_items": ["numbers"]},
     "reference_prose": _reads("reference", of=("prose",)),
     "answer_only": _reads("reference", of=("answer",)),
     "hint": _reads("hint", of=("solution",)),
