@@ -156,9 +156,10 @@ TUNED_AS = {
     **dict.fromkeys(("grpo_nll", "rloo", "trl_grpo"), "grpo"),
     **dict.fromkeys(("peer_2", "peer_peers_4", "peer_peers_2", "peers_4", "hint_peer"), "peer_4"),
     "reinforce_half": "reinforce",
-    **dict.fromkeys(("exact_values", "surprisal", "values_0_no_nll", "history"), "values_0"),
+    "values_0": "reference",
 }
-"""Whose learning rate and clip a mode takes that was not swept itself; else `reference`'s."""
+"""Whose learning rate and clip a mode takes, its own place in the sweep notwithstanding: `values_0`
+differs in its values alone. All others that were not swept take `reference`'s."""
 
 
 def tuned_settings(mode: str) -> Settings:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from common import write_result
-from learning_modes import GRID, GRPO, TRL, TUNED_AS
+from learning_modes import GRID, GRPO, LARGE, SWEPT, TRL, TUNED_AS
 from learning_report import Runs, accuracy_at, first_reached, load_runs, paired_test
 
 CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad_norm>[\d.]+)$")
@@ -89,12 +89,10 @@ def _best(rows: list[dict], mode: str) -> dict:
 
 def best_cell(folder: Path, mode: str) -> dict[str, float]:
     """Learning rate and clip of the mode, or of the one it is tuned as; none if nobody tried."""
-    mode = re.sub("_64$", "", mode)
-    rows = sweep_table(folder)
-    for name in (mode, TUNED_AS.get(mode, "reference")):
-        if any(row["mode"] == name for row in rows):
-            return {key: _best(rows, name)[key] for key in GRID}
-    return {}
+    mode = mode.removesuffix(LARGE)
+    name = TUNED_AS.get(mode, mode if mode in SWEPT else "reference")
+    rows = [row for row in sweep_table(folder) if row["mode"] == name]
+    return {key: _best(rows, name)[key] for key in GRID} if rows else {}
 
 
 # --- curves ---------------------------------------------------------------------------------------
