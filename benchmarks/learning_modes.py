@@ -108,6 +108,8 @@ TUNED: dict[str, Settings] = {
     "reference_no_nll": REFERENCE | {"positive_nll_coef": 0.0},
     "values_0_no_nll": ALONE | {"positive_nll_coef": 0.0},
     "reference_rest": _reads("reference", "rest", of=("solution",)),
+    "reference_rest_lam_25": _reads("reference", "rest", of=("solution",)) | {"lam": 0.25},
+    "exact_values_lam_0": ALONE | {"lam": 0.0},
     "reference_numbers": REFERENCE | {"value_reference_items": ["numbers"]},
     "reference_rest_numbers": _reads("reference", "rest", of=("solution",))
     | {"value_reference_items": ["numbers"]},
@@ -126,6 +128,7 @@ TUNED: dict[str, Settings] = {
     "lam_auto": REFERENCE | {"lam": "auto"},
     "coefficient_auto": REFERENCE | {"value_coefficient": "auto"},
     "lam_0": REFERENCE | {"lam": 0.0},
+    "lam_25": REFERENCE | {"lam": 0.25},
     "lam_80": REFERENCE | {"lam": 0.8},
     "lam_100": REFERENCE | {"lam": 1.0},
     "network_reference": ALONE
@@ -145,7 +148,7 @@ CONSTANT = {
 }
 """The value of everything: the critic named above is taken out again. One half pushes wrong
 completions away as hard as right ones are pulled, as rewards of −1 and +1 would."""
-EXACT = ("exact_values",)
+EXACT = ("exact_values", "exact_values_lam_0")
 """Their values are right, by benchmarks/exact_critic.py."""
 OF_TRL = tuple(TRL)
 LARGE = "_64"

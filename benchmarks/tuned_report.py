@@ -18,8 +18,11 @@ import numpy as np
 from common import write_result
 from learning_modes import GRID, GRPO, LARGE, SWEPT, TRL, TUNED_AS
 from learning_report import Runs, accuracy_at, first_reached, load_runs, paired_test
+from learning_tasks import TINY
 
 CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad_norm>[\d.]+)$")
+NOISE = 0.02
+"""Of a mean accuracy in the sweep: the standard error of three evaluations on 400 problems."""
 SWEEP_SAMPLES = 960
 """Cells are compared up to there: some were not trained for longer."""
 ABLATION = "values_0"
@@ -84,7 +87,12 @@ def sweep_table(folder: Path) -> list[dict[str, Any]]:
 
 
 def _best(rows: list[dict], mode: str) -> dict:
-    return max((r for r in rows if r["mode"] == mode), key=lambda row: row["mean_accuracy"])
+    """The first study's cell, unless another one is better by more than the noise of a seed."""
+    of_mode = [row for row in rows if row["mode"] == mode]
+    best = max(of_mode, key=lambda row: row["mean_accuracy"])
+    usual = [row for row in of_mode if all(row[key] == TINY[key] for key in GRID)]
+    near = usual and usual[0]["mean_accuracy"] > best["mean_accuracy"] - NOISE
+    return usual[0] if near else best
 
 
 def best_cell(folder: Path, mode: str) -> dict[str, float]:
