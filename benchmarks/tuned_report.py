@@ -29,12 +29,14 @@ ABLATION = "values_0"
 OLDER = {mode: f"{mode}_first" for mode in (*GRPO, *TRL, "reinforce", "ppo")}
 """Runs of the first study, at its learning rates and clip, and what they are called here."""
 GRPOS = ("grpo", *(OLDER[mode] for mode in GRPO))
-TRLS = ("trl_grpo", *(OLDER[mode] for mode in TRL))
 """Of these the one that ends highest on a task is what the others are compared with."""
 REINFORCES = ("reinforce", "reinforce_nll", OLDER["reinforce"])
 COMPARED = (ABLATION, *REINFORCES, "exact_values", "rloo")
 WITHOUT_COLUMN = ("peer_2", "peer_4", "peer_peers_2", "peer_peers_4", "peers_4", "memory",
                   "history", "peer_memory_2", "hint_peer")  # fmt: skip
+SOURCES = ("surprisal", "answer", "alignment_numbers_and_words", "alignment_and_rest", "hint",
+           "answer_likelihood", "peers", "peer", "peer_and_peers")  # fmt: skip
+"""Critics of benchmarks/critic.py whose credit was to be right."""
 WITH_COLUMN = ("reference", "reference_rest", "reference_prose", "hint", "answer_only")
 
 # --- the sweep ------------------------------------------------------------------------------------
@@ -178,14 +180,14 @@ def best_of(runs: Runs, modes: tuple[str, ...]) -> str | None:
 
 def summarise(runs: Runs) -> list[dict[str, Any]]:
     """A row per mode; none where no GRPO mode ran."""
-    baseline, trl = best_of(runs, GRPOS), best_of(runs, TRLS)
+    baseline = best_of(runs, GRPOS)
     if baseline is None:
         return []
-    found = [_row(runs, mode, baseline, trl) for mode in runs]
+    found = [_row(runs, mode, baseline) for mode in runs]
     return [row for row in found if row["seeds"]]
 
 
-def _row(runs: Runs, mode: str, baseline: str, trl: str | None) -> dict[str, Any]:
+def _row(runs: Runs, mode: str, baseline: str) -> dict[str, Any]:
     of_mode = runs[mode]
     seeds = sorted(set(of_mode) & set(runs[baseline]))
     if not seeds:
@@ -218,7 +220,9 @@ def _row(runs: Runs, mode: str, baseline: str, trl: str | None) -> dict[str, Any
             for other in COMPARED
             if other in runs and other != mode
         },
-        "against_trl": _at_equal_seconds(of_mode, runs[trl]) if trl and trl != mode else None,
+        "against_trl": None
+        if mode in ("trl_grpo", *OLDER.values())
+        else _at_equal_seconds(of_mode, runs.get("trl_grpo", {})),
         "cpu_seconds_a_sample": _mean([c[-1, 1] / c[-1, 0] for c in curves.values()]),
         "explained_variance": _mean(explained) if explained else None,
         "entropy": _last_mean(of_mode, "entropy"),
@@ -245,7 +249,8 @@ def _error(values: list[float]) -> float | None:
 
 
 def _at_equal_seconds(ours: dict, trl: dict) -> dict[str, Any] | None:
-    """Accuracy less TRL's when the first of the two has used up its CPU seconds."""
+    """Accuracy less TRL's when the first of the two has used up its CPU seconds. The older study's
+    seconds are those of another time on the machine: they do not count."""
     seeds = sorted(set(ours) & set(trl))
     if not seeds:
         return None
@@ -316,7 +321,8 @@ def _goal(words: str, task: str, mode: str, test: dict, errors: float = 2.0) -> 
 def _correlations(task: str, critics: dict[str, dict]) -> list[dict[str, Any]]:
     """Of segments' advantages with the exact ones after 64 completions, at the best λ."""
     found = []
-    for name, result in critics.items():
+    for name in SOURCES:
+        result = critics.get(name, {"credit": {}})
         if by_lam := result["credit"].get("64", {}).get("by_lam"):
             best = max(by_lam.values())
             found.append(
