@@ -75,6 +75,28 @@ def main_comparison() -> str:
     return "\n".join([*_comparison(WORDS, cell), "", _source(_result("tuned"))])
 
 
+def by_the_critic() -> str:
+    """What the values add, and what is left to add, in sentences."""
+    tasks = _by_task()
+    parts = {
+        "values_0": "The critic's own part, the difference to values of 0 with all else the same",
+        "reinforce_first": "More than REINFORCE as the first study ran it",
+        "exact_values": "Exact values are ahead of the reference by",
+    }
+    lines = []
+    for other, words in parts.items():
+        sign = -1 if other == "exact_values" else 1
+        found = [
+            f"{_difference(test | {'mean': sign * test['mean']})} on {task} "
+            f"({_seeds(test['seeds'])})"
+            for task, rows in tasks.items()
+            if (test := rows.get("reference", {"against": {}})["against"].get(other))
+        ]
+        if found:
+            lines.append(f"{words}, in mean accuracy: {', '.join(found)}.")
+    return "\n".join(lines)
+
+
 def tuned() -> str:
     """Every mode, per task."""
     lines = []
@@ -181,4 +203,4 @@ def _ends_of_the_scale(found: dict, columns: int, lams: list[str]) -> list[str]:
     return lines
 
 
-BLOCKS = (results, main_comparison, tuned, sweep, goals, critics)
+BLOCKS = (results, main_comparison, by_the_critic, tuned, sweep, goals, critics)
