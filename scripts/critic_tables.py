@@ -1,7 +1,7 @@
 """benchmarks/results/tuned.json and critic_*.json -> tables of what a critic is worth."""
 
 import results_tables
-from results_tables import _difference, _result, _shown, _source
+from results_tables import _accuracy, _difference, _result, _shown, _source
 
 WORDS = {
     "reference": "**SPO, critic reads a solution**",
@@ -103,8 +103,9 @@ def tuned() -> str:
     for task, rows in _by_task().items():
         lines += [
             f"| {task} | seeds | samples | accuracy at the end | Δ to GRPO mode | Δ to "
-            "`values_0` | samples to GRPO mode's end | at equal CPU seconds, less TRL | EV |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "`values_0` | samples to GRPO mode's end | at equal CPU seconds, less TRL | EV | "
+            "entropy | gradient norm |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_tuned_row(row) for row in sorted(rows.values(), key=_mean_accuracy)]
         lines.append("")
@@ -129,6 +130,8 @@ def _tuned_row(row: dict) -> str:
         _shown("{:.2f} ×", row["samples_ratio"]) or "not reached",
         f"{_difference(trl)} ({trl['seeds']})" if trl else "–",
         _shown("{:.2f}", row["explained_variance"]) or "–",
+        f"{row['entropy']:.3f}",
+        f"{row['gradient_norm']:.2f}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -170,6 +173,35 @@ def goals() -> str:
     return "\n".join([*lines, "", _source(_result("tuned"))])
 
 
+FIRST = {
+    ("spo_nll",): "SPO, critic network and features of the path",
+    ("path_nll",): "SPO, critic of features alone",
+    ("spo_p20",): "SPO without the likelihood term",
+    ("ppo",): "PPO mode (p = 1)",
+    ("reinforce",): "REINFORCE, no baseline",
+    ("grpo", "grpo_slow"): "GRPO mode",
+    ("trl_grpo", "trl_grpo_slow"): "TRL's GRPOTrainer",
+}
+"""Rows of the first study's table; of several modes the one that ends highest."""
+
+
+def first_comparison() -> str:
+    """Where each trainer ends, and on how many of GRPO mode's samples it comes to GRPO's end."""
+    result = _result("learning")
+    tasks = result["tasks"]
+    lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for modes, words in FIRST.items():
+        found = [[row for row in rows if row["mode"] in modes] for rows in tasks.values()]
+        cells = [_first_cell(max(each, key=_end)) if each else "" for each in found]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(result)])
+
+
+def _first_cell(row: dict) -> str:
+    ratio = _shown("{:.2f} ×", row["samples_ratio"]) or "–"
+    return f"{_accuracy(row)} ({ratio}, {_seeds(len(row['seeds']))})"
+
+
 def critics() -> str:
     """What each critic explains after so many completions, and its advantages beside exact ones."""
     lines = []
@@ -203,4 +235,4 @@ def _ends_of_the_scale(found: dict, columns: int, lams: list[str]) -> list[str]:
     return lines
 
 
-BLOCKS = (results, main_comparison, by_the_critic, tuned, sweep, goals, critics)
+BLOCKS = (results, main_comparison, by_the_critic, tuned, sweep, goals, critics, first_comparison)
