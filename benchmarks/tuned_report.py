@@ -28,7 +28,7 @@ SWEEP_SAMPLES = 960
 ABLATION = "values_0"
 OLDER = {mode: f"{mode}_first" for mode in (*GRPO, *TRL, "reinforce", "ppo")}
 """Runs of the first study, at its learning rates and clip, and what they are called here."""
-GRPOS = ("grpo", *(OLDER[mode] for mode in GRPO))
+GRPOS = ("grpo", f"grpo{LARGE}", *(OLDER[mode] for mode in GRPO))
 """Of these the one that ends highest on a task is what the others are compared with."""
 REINFORCES = ("reinforce", "reinforce_nll", OLDER["reinforce"])
 COMPARED = (ABLATION, *REINFORCES, "exact_values", "rloo")
@@ -99,9 +99,12 @@ def _best(rows: list[dict], mode: str) -> dict:
 
 def best_cell(folder: Path, mode: str) -> dict[str, float]:
     """Learning rate and clip of the mode, or of the one it is tuned as; none if nobody tried."""
-    mode = mode.removesuffix(LARGE)
-    name = TUNED_AS.get(mode, mode if mode in SWEPT else "reference")
-    rows = [row for row in sweep_table(folder) if row["mode"] == name]
+    rows = sweep_table(folder)
+    small = mode.removesuffix(LARGE)
+    name = TUNED_AS.get(small, small if small in SWEPT else "reference")
+    if any(row["mode"] == name + LARGE for row in rows) and mode.endswith(LARGE):
+        name += LARGE
+    rows = [row for row in rows if row["mode"] == name]
     return {key: _best(rows, name)[key] for key in GRID} if rows else {}
 
 
