@@ -23,6 +23,7 @@ from learning_tasks import TINY
 CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad_norm>[\d.]+)$")
 NOISE = 0.02
 """Of a mean accuracy in the sweep: the standard error of three evaluations on 400 problems."""
+ENOUGH_SEEDS = 3
 SWEEP_SAMPLES = 960
 """Cells are compared up to there: some were not trained for longer."""
 ABLATION = "values_0"
@@ -295,7 +296,9 @@ def _of_reference(task: str, row: dict) -> list[dict[str, Any]]:
             "mode": mode,
             "seeds": len(row["seeds"]),
             "value": ratio,
-            "reached": ratio is not None and ratio <= limit,
+            "reached": (ratio is not None and ratio <= limit)
+            if len(row["seeds"]) >= ENOUGH_SEEDS
+            else None,
         }
     ]
     for other in (ABLATION, *REINFORCES):
@@ -307,18 +310,19 @@ def _of_reference(task: str, row: dict) -> list[dict[str, Any]]:
 
 
 def _goal(words: str, task: str, mode: str, test: dict, errors: float = 2.0) -> dict[str, Any]:
-    """Reached if the mean difference is more than so many standard errors above 0."""
-    error = test["standard_error"]
+    """Reached if the mean difference is above 0 and so many standard errors; None: too few seeds
+    to say."""
+    error, count = test["standard_error"], test["seeds"]
+    enough = count >= ENOUGH_SEEDS
     return {
         "goal": words,
         "task": task,
         "mode": mode,
-        "seeds": test["seeds"],
+        "seeds": count,
         "value": test["mean"],
         "standard_error": error,
-        "reached": test["mean"] > 0 and (not errors or error is not None)
-        and test["mean"] >= errors * (error or 0),
-    }  # fmt: skip
+        "reached": test["mean"] > errors * error if enough else None,
+    }
 
 
 def _correlations(task: str, critics: dict[str, dict]) -> list[dict[str, Any]]:

@@ -166,7 +166,7 @@ def goals() -> str:
         value = _shown("{:.3f}", row["value"]) or "never"
         value += _shown(" ± {:.3f}", row.get("standard_error"))
         seeds = "–" if row["seeds"] is None else row["seeds"]
-        reached = "yes" if row["reached"] else "no"
+        reached = {True: "yes", False: "no", None: "too few seeds"}[row["reached"]]
         lines.append(
             f"| {row['goal']} | {row['task']} | `{row['mode']}` | {value} | {seeds} | {reached} |"
         )
