@@ -321,7 +321,7 @@ def main() -> None:
     for name in options.tasks:
         found = run(name, options.steps, options.seed, options.repeats)
         result = {"task": name, "seed": options.seed, "lams": LAMS, **found}
-        write_result(f"critic_{name}", result, options.out)
+        write_result(f"critic_{name}_{options.steps}", result, options.out)
 
 
 if __name__ == "__main__":

@@ -282,7 +282,8 @@ def goals(tasks: dict[str, list[dict]], diagnostics: list[dict]) -> list[dict[st
             if mode in by_mode and (test := by_mode[mode]["against_grpo"]):
                 found.append(_goal("no column: above GRPO mode", task, mode, test))
     for result in diagnostics:
-        found += _correlations(result["task"], result["critics"])
+        title = f"{result['task']}, {result['held_out_completions']} held out"
+        found += _correlations(title, result["critics"])
     return found
 
 

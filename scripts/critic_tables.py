@@ -212,7 +212,8 @@ def critics() -> str:
         seen = [n for n in next(iter(critics.values()))["explained_variance"] if n in SEEN]
         exact = any(one["credit"] for one in critics.values())
         heads = [f"EV after {n}" for n in seen] + [f"corr. λ {lam}" for lam in lams] * exact
-        lines += [f"| {found['task']} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+        title = f"{found['task']}, {found['held_out_completions']} held out"
+        lines += [f"| {title} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
         for name, one in critics.items():
             cells = [f"{one['explained_variance'][n]['mean']:.2f}" for n in seen]
             by_lam = one["credit"].get("64", {}).get("by_lam", {})
