@@ -177,9 +177,13 @@ def _start(run: dict) -> float:
 
 
 def best_of(runs: Runs, modes: tuple[str, ...]) -> str | None:
-    """The mode that ends highest, of those that ran."""
-    there = [mode for mode in modes if runs.get(mode)]
-    return max(there, key=lambda m: mean_curve(runs[m], sorted(runs[m]))[-1, 2], default=None)
+    """The mode that ends highest, of those that ran; one with few seeds only if all have few."""
+
+    def rank(mode: str) -> tuple[int, float]:
+        seeds = sorted(runs[mode])
+        return min(len(seeds), ENOUGH_SEEDS), mean_curve(runs[mode], seeds)[-1, 2]
+
+    return max((mode for mode in modes if runs.get(mode)), key=rank, default=None)
 
 
 def summarise(runs: Runs) -> list[dict[str, Any]]:
@@ -199,7 +203,8 @@ def _row(runs: Runs, mode: str, baseline: str) -> dict[str, Any]:
     ours, base = mean_curve(of_mode, seeds), mean_curve(runs[baseline], seeds)
     curves = {seed: curve(run) for seed, run in of_mode.items()}
     target = float(base[-1, 2])
-    reached = [first_reached(c, target, 0) for c in (ours, base)]
+    learned = target > base[0, 2]  # a mode that only forgot is no mark to reach
+    reached = [first_reached(c, target, 0) if learned else None for c in (ours, base)]
     errors = [_error([curves[seed][i, 2] for seed in seeds]) for i in range(len(ours))]
     explained = [
         statistics.fmean(values)

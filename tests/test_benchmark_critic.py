@@ -169,6 +169,14 @@ def test_goals_say_what_was_reached_what_was_missed_and_where_seeds_are_too_few(
     assert set(reached((1, 2)).values()) == {None}
 
 
+def test_a_mode_that_only_forgets_is_no_mark_to_reach():
+    runs = {
+        "grpo": {1: made_up("grpo", 1, [0.3, 0.1, 0.2])},
+        "reference": {1: made_up("reference", 1, [0.3, 0.1, 0.25])},
+    }
+    assert [row["samples_ratio"] for row in tuned_report.summarise(runs)] == [None, None]
+
+
 def test_older_runs_count_if_they_began_with_the_same_model(tmp_path):
     def write(study: str, run: dict) -> None:
         path = tmp_path / study / "t_habit" / f"{run['mode']}-seed{run['seed']}.json"
