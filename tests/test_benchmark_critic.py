@@ -183,13 +183,14 @@ def test_older_runs_count_if_they_began_with_the_same_model(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run))
 
-    write("tuned", made_up("grpo", 1, [0.2, 0.3]))
-    write("tuned", made_up("grpo", 2, [0.2, 0.3]))
-    write("first", made_up("grpo_slow", 1, [0.2, 0.5]))
-    write("first", made_up("grpo_slow", 2, [0.21, 0.5]))
+    for seed in (1, 2, 3, 4):
+        write("tuned", made_up("grpo", seed, [0.2, 0.3]))
+        write("first", made_up("grpo_slow", seed, [0.21 if seed == 4 else 0.2, 0.5]))
+    write("first", made_up("trl_grpo", 4, [0.21, 0.5]))
     rows = tuned_report.summarise(tuned_report.load_study(tmp_path)["t_habit"])
     found = {row["mode"]: row for row in rows}
-    assert found["grpo_slow_first"]["seeds"] == [1]
+    assert found["grpo_slow_first"]["seeds"] == [1, 2, 3]
+    assert "trl_grpo_first" not in found
     # the best GRPO mode of the task is what all are compared with
     assert {row["baseline"] for row in rows} == {"grpo_slow_first"}
     assert found["grpo"]["against_grpo"]["mean"] == pytest.approx(-0.2)
