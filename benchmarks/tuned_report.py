@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from common import write_result
 from learning_modes import GRID, GRPO, LARGE, SWEPT, TRL, TUNED_AS
-from learning_report import Runs, accuracy_at, first_reached, load_runs, paired_test
+from learning_report import Runs, accuracy_at, first_reached, load_runs, paired_test, plot
 from learning_tasks import TINY
 
 CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad_norm>[\d.]+)$")
@@ -351,12 +351,30 @@ def _correlations(task: str, critics: dict[str, dict]) -> list[dict[str, Any]]:
     return found
 
 
+PLOTTED = ("reference", "exact_values", "values_0", "peer_peers_2", "reinforce_first",
+           "grpo_slow_first", "grpo", "trl_grpo_slow_first")  # fmt: skip
+
+
+def of_one_length(runs: Runs) -> Runs:
+    """Of each plotted mode the runs that went furthest."""
+    found = {}
+    for mode in PLOTTED:
+        lengths = {seed: len(run["evaluations"]) for seed, run in runs.get(mode, {}).items()}
+        longest = [seed for seed, length in lengths.items() if length == max(lengths.values())]
+        if longest:
+            found[mode] = {seed: runs[mode][seed] for seed in longest}
+    return found
+
+
 def report(folder: Path, out: Path) -> None:
-    """Write sweep, tables and goals of everything that has been run."""
-    tasks = {task: summarise(runs) for task, runs in load_study(folder).items()}
+    """Write sweep, tables, goals and plot of everything that has been run."""
+    study = load_study(folder)
+    tasks = {task: summarise(runs) for task, runs in study.items()}
     sweep = sweep_table(folder / "sweep")
     if not (tasks or sweep):
         return
     diagnostics = [json.loads(path.read_text()) for path in sorted(out.glob("critic_*.json"))]
     result = {"sweep": sweep, "tasks": tasks, "goals": goals(tasks, diagnostics)}
+    if study:
+        plot({t: of_one_length(runs) for t, runs in study.items()}, PLOTTED, out / "tuned.png")
     print(write_result("tuned", result, out))
