@@ -24,8 +24,6 @@ CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad
 NOISE = 0.02
 """Of a mean accuracy in the sweep: the standard error of three evaluations on 400 problems."""
 ENOUGH_SEEDS = 3
-SWEEP_SAMPLES = 960
-"""Cells are compared up to there: some were not trained for longer."""
 ABLATION = "values_0"
 OLDER = {mode: f"{mode}_first" for mode in (*GRPO, *TRL, "reinforce", "ppo")}
 """Runs of the first study, at its learning rates and clip, and what they are called here."""
@@ -63,13 +61,14 @@ def load_sweep(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def sweep_table(folder: Path) -> list[dict[str, Any]]:
-    """A row per mode and cell: mean accuracy and accuracy at the end of the first samples, how
-    often the clip had a hold, and accuracy at the end of the whole run."""
+    """A row per mode and cell: mean accuracy and accuracy at the end of the samples that all cells
+    of the mode went to, how often the clip had a hold, and accuracy at the end of the whole run."""
     rows = []
     for mode, by_cell in load_sweep(folder).items():
+        samples = min(curve(run)[-1, 0] for runs in by_cell.values() for run in runs)
         for name, runs in by_cell.items():
             settings = runs[0]["settings"]
-            early = [_within(curve(run), SWEEP_SAMPLES) for run in runs]
+            early = [_within(curve(run), samples) for run in runs]
             norms = [norm for run in runs for norm in run["steps"]["grad_norm"]]
             rows.append(
                 {
@@ -77,6 +76,7 @@ def sweep_table(folder: Path) -> list[dict[str, Any]]:
                     "cell": name,
                     **{key: settings[key] for key in GRID},
                     "runs": len(runs),
+                    "samples": int(samples),
                     "mean_accuracy": _mean([c[1:, 2].mean() for c in early]),
                     "accuracy": _mean([c[-1, 2] for c in early]),
                     "final_accuracy": _mean([curve(run)[-1, 2] for run in runs]),

@@ -154,7 +154,8 @@ def sweep() -> str:
     for mode in dict.fromkeys(row["mode"] for row in rows):
         of_mode = {(r["max_grad_norm"], r["learning_rate"]): r for r in rows if r["mode"] == mode}
         shown = [_sweep_cell(of_mode[cell]) if cell in of_mode else "" for cell in cells]
-        lines.append(f"| `{mode}` | {' | '.join(shown)} |")
+        samples = next(iter(of_mode.values()))["samples"]
+        lines.append(f"| `{mode}`, {samples} samples | {' | '.join(shown)} |")
     return "\n".join([*lines, "", _source(_result("tuned"))])
 
 
