@@ -138,7 +138,7 @@ def _check_sampling(args: Any) -> None:
     if "temperature" in unknown:
         raise ValueError(
             "generation_kwargs holds temperature, which log-probs are taken at, too; set "
-            "temperature itargs."
+            "temperature itself."
         )
     if unknown:
         hint = nearest_hint(unknown[0], GENERATION_KWARGS)

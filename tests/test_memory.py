@@ -175,7 +175,7 @@ def test_a_card_too_small_is_told_by_how_much_and_what_to_change():
 
 
 def test_the_remedy_is_for_the_largest_part():
-    sizes = dict.fromkeys((field.name for field in fields(MemoryEstimate)), 1.0)
+    sizes = dict.fromkeys((field.name for field in fields(MemoryEstimate)), 1.0) | {"vllm": None}
     for part, remedy in (("weights", "load_in_4bit"), ("activations", "gradient_checkpointing")):
         plan = MemoryEstimate(**sizes | {part: 50 * GIB})
         with pytest.raises(

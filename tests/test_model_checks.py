@@ -206,7 +206,7 @@ def test_at_learning_rate_0_no_ratio_moves(tmp_path):
     trainer = runs.make_trainer(
         tmp_path / "run", tiny_family("gpt2", 1.0).float(), learning_rate=0.0, num_iterations=2
     )
-    assert trainer.train()["spo/clip_fraction"] == 0
+    assert trainer.train().metrics["spo/clip_fraction"] == 0
 
 
 # --- padding -----------------------------------------------------------------------------------
