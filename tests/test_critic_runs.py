@@ -160,8 +160,9 @@ def test_in_a_chat_the_reference_begins_the_last_message(tmp_path):
         ),
         (
             {"value_sources": ["hint"], "value_reference": ["long"]},
-            r"longest reference \(600 tokens",
+            "longest reference has 600 tokens",
         ),
+        ({"value_sources": ["rest"], "value_reference": ["long"]}, "reference has 600 tokens"),
         ({"save_columns": ["anser"]}, r"no column 'anser' \(did you mean 'answer'\?\)"),
     ],
 )

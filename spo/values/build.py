@@ -146,22 +146,27 @@ class CriticBuilder:
         by_network = network if args.value_prompt == "reference" else None
         if by_network is None and args.value_prompt == "reference":
             raise ValueError("value_prompt='reference' needs a critic network: value_model_path.")
-        hinted = self.policy if "hint" in args.regression_sources else None
-        for reader in filter(None, (by_network, hinted)):
+        readers = [by_network] if by_network is not None else []
+        if {"hint", "rest"} & {*args.regression_sources}:
+            readers.append(self.policy)
+        for reader in readers:
             self._check_length(reader, texts, bool(from_run))
 
     def _check_length(self, reader: Network, texts: list[str], from_run: bool) -> None:
+        """Reference, prompt and completion fit; for `rest` alone reference and prompt."""
         args, positions = self.args, known_positions(reader.model.config)
         wording = [args.value_reference_prompt]
         ids = self.processing_class([*texts, *wording], add_special_tokens=False)["input_ids"]
         *of_texts, of_wording = map(len, ids)
         longest = max([*of_texts, args.max_completion_length * from_run])
         prompt = max(map(len, self.dataset["prompt_ids"]))
-        total = prompt + of_wording + longest + args.max_completion_length
+        total = prompt + longest
+        if reader is not self.policy or "hint" in args.regression_sources:
+            total += of_wording + args.max_completion_length
         if positions and total > positions:
             raise ValueError(
-                f"With the longest reference ({longest} tokens) before it, prompt and completion "
-                f"take up to {total} positions, but the model knows {positions}; shorten the "
-                "references, or leave out what reads them: 'hint' in value_sources, "
+                f"The longest reference has {longest} tokens; read beside prompts and completions "
+                f"it takes up to {total} positions, but the model knows {positions}; shorten the "
+                "references, or leave out what reads them: 'hint' and 'rest' in value_sources, "
                 "value_prompt='reference'."
             )
