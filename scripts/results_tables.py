@@ -39,7 +39,8 @@ def memory() -> str:
             f"| {row['card_gb']} GB | {row['shape']} | 512 + {row['max_completion_length']} | "
             f"{row['predicted_gib']:.1f} GiB (estimated) |"
         )
-    lines += ["", "`recipes/card.yaml` with a critic network beside (`value_model_path: policy`), reference included. " + _source(estimated)]
+    with_critic = "a critic network beside (`value_model_path: policy`), reference included. "
+    lines += ["", "`recipes/card.yaml` with " + with_critic + _source(estimated)]
     if (RESULTS / "memory_cpu.json").is_file():
         lines += ["", *_memory_on_cpu(_result("memory_cpu"))]
     if (RESULTS / "memory_logits.json").is_file():
