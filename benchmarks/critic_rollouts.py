@@ -71,6 +71,7 @@ def _run(task: LabTask, dataset, num_generations: int, steps: int, seed: int, ke
     from spo import SPOConfig, SPOTrainer
 
     warnings.filterwarnings("ignore")
+    (ROOT / "runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "runs") as folder:
         args = SPOConfig(
             output_dir=folder,
