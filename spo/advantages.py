@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from spo.config import SPOConfig
 from spo.kl import kl_k1
 from spo.rollouts import Credit, Rollouts
-from spo.segments import entropy_threshold, segment, segment_starts
+from spo.segments import at_segment_starts, entropy_threshold, segment, segment_starts
 
 MIN_STD = 1e-6
 """Advantages with a smaller spread than this are left as they are: dividing would scale noise."""
@@ -76,8 +76,7 @@ def segment_gae(
     advantages = _scan(rewards, values, valid, starts, gamma, lam)
     if level == "token":
         return advantages
-    first = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
-    return np.where(valid, np.take_along_axis(advantages, first, axis=1), 0.0)
+    return np.where(valid, at_segment_starts(advantages, segment_ids), 0.0)
 
 
 def _scan(rewards, values, valid, starts, gamma: float, lam: float):

@@ -120,6 +120,15 @@ def segment_starts(segment_ids: Int[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T
     return starts
 
 
+def at_segment_starts(
+    numbers: Float[np.ndarray, "B T"], segment_ids: Int[np.ndarray, "B T"]
+) -> Float[np.ndarray, "B T"]:
+    """The number at the first token of each token's segment; anything on padding."""
+    starts = segment_starts(segment_ids)
+    first = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
+    return np.take_along_axis(numbers, first, axis=1)
+
+
 def entropy_threshold(
     token_entropies: Float[np.ndarray, "B T"],
     completion_mask: Bool[np.ndarray, "B T"],

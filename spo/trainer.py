@@ -115,13 +115,16 @@ class SPOTrainer(TrainerSurface):
         self.prompts = plan_prompts(self.train_dataset, args, accelerator, positions)
         self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)
         updates = args.updates_per_step(accelerator.num_processes)
-        plan = (accelerator, args, self.max_steps * updates)
+        num_updates = self.max_steps * updates
+        plan = (accelerator, args, num_updates)
         self.policy_learner = build_learner(self.policy, "logprobs", *plan, *optimizers)
         self.sampling_params = sampling_params(self.model, self.processing_class, args)
         self.generator = build_generator(rollout_func, self.toolbox, self, self.policy, args)
         samples = (self.processing_class, self.generator, self.sampling_params)
         parts = (self.policy, *samples, self.reward_functions, self.train_dataset, args)
-        self.critic = CriticBuilder(*parts).build(critic_network, value_model, *plan)
+        self.critic = CriticBuilder(*parts).build(
+            critic_network, value_model, accelerator, num_updates
+        )
         self._begin_run(callbacks or [], networks, updates)
 
     def _begin_run(self, callbacks: Sequence[Any], networks: tuple, updates: int) -> None:

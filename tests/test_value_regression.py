@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spo.advantages import segment_gae
+from spo.segments import at_segment_starts
 from spo.values.coefficient import (
     LAMBDAS,
     AutoLambda,
     credit_correlation,
     value_coefficients,
-    values_at_starts,
 )
 from spo.values.path import PathValue
 from spo.values.regression import Regression, Ridge, num_products, products
@@ -178,7 +178,7 @@ def test_alone_a_prompt_keeps_its_values():
 
 def test_the_value_of_a_segment_is_that_before_its_first_token():
     values, ids = np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[0, 0, 1, -1]])
-    assert values_at_starts(values, ids)[0, :3].tolist() == [1, 1, 3]
+    assert at_segment_starts(values, ids)[0, :3].tolist() == [1, 1, 3]
 
 
 # --- λ --------------------------------------------------------------------------------------------

@@ -165,15 +165,21 @@ def change_point(values: np.ndarray, latest: int) -> int:
     return where
 
 
+def below_its_start(series: Series, share: float) -> tuple[int | None, np.ndarray]:
+    """The step since which a smoothed series is below this share of its first values, if any; and
+    the smoothed series."""
+    level = smooth(series.values)
+    start = level[: max(3, len(level) // 20)].mean()
+    at = holds_since(level < share * start)
+    return None if at is None else int(series.steps[at]), level
+
+
 def collapsed_entropy(entropy: Series | None) -> Verdict | None:
     if entropy is None:
         return None
-    level = smooth(entropy.values)
-    start = level[: max(3, len(level) // 20)].mean()
-    at = holds_since(level < ENTROPY_SHARE * start)
-    if at is None:
+    since, level = below_its_start(entropy, ENTROPY_SHARE)
+    if since is None:
         return None
-    since = int(entropy.steps[at])
     words = f"Entropy is below half of its start since step {since} (now {level[-1]:.2g} nats)."
     return Verdict("entropy", since, words, "entropy")
 
@@ -306,12 +312,9 @@ def one_function(history: History) -> Verdict | None:
 def duplicates(distinct: Series | None) -> Verdict | None:
     if distinct is None:
         return None
-    level = smooth(distinct.values)
-    start = level[: max(3, len(level) // 20)].mean()
-    at = holds_since(level < DISTINCT_SHARE * start)
-    if at is None:
+    since, level = below_its_start(distinct, DISTINCT_SHARE)
+    if since is None:
         return None
-    since = int(distinct.steps[at])
     words = f"Only {level[-1]:.0%} of a step's completions are different texts since step {since}."
     return Verdict("duplicates", since, words, "distinct")
 

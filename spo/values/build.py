@@ -65,11 +65,11 @@ class CriticBuilder:
         network: Network | None,
         value_model: Any,
         accelerator: Accelerator,
-        args: SPOConfig,
         num_updates: int,
     ) -> Critic:
         """The sources that `args` ask for; a critic folder named by `value_model` gives back the
         sums of its regression."""
+        args = self.args
         self._check_references(network)
         sources: list[ValueSource] = []
         if args.wants_path_value(has_value_network=network is not None):

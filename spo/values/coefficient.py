@@ -8,7 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from spo.segments import segment_starts
+from spo.segments import at_segment_starts, segment_starts
 
 MAX_COEFFICIENT = 2.0
 LAMBDAS = tuple(round(0.05 * i, 2) for i in range(20))
@@ -40,7 +40,7 @@ def value_coefficients(
     ...                    np.ones((3, 1), bool))
     array([2., 2., 2.])
     """
-    values = np.where(mask, values_at_starts(token_values, segment_ids), 0.0)
+    values = np.where(mask, at_segment_starts(token_values, segment_ids), 0.0)
     returns = np.where(mask, token_returns, 0.0)
     products = (returns * values).sum(1).reshape(-1, num_generations).sum(1)
     squares = (values * values).sum(1).reshape(-1, num_generations).sum(1)
@@ -54,15 +54,6 @@ def value_coefficients(
     shrunk = factors - variances / np.where(factors > 0, factors, 1.0)
     trusted = np.where(factors > 0, np.clip(shrunk, 0.0, MAX_COEFFICIENT), 0.0)
     return np.repeat(np.where(known, trusted, 1.0), num_generations)
-
-
-def values_at_starts(
-    token_values: Float[np.ndarray, "B T"], segment_ids: Int[np.ndarray, "B T"]
-) -> Float[np.ndarray, "B T"]:
-    """The value before the first token of each token's segment; anything on padding."""
-    starts = segment_starts(segment_ids)
-    first = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
-    return np.take_along_axis(token_values, first, axis=1)
 
 
 def credit_correlation(lam: float, explained: float, num_segments: float) -> float:

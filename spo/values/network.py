@@ -4,6 +4,7 @@ Axes: B completions of the rollout batch, b rows of a micro-batch, T completion 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from spo.config import SPOConfig
 from spo.errors import NonFiniteLossError
-from spo.learner import Learner, LossOf, Step, minibatches, totals
+from spo.learner import Learner, LossOf, Step, minibatches, sequences_of, totals
 from spo.losses import token_weights, value_loss
 from spo.networks.batching import MicroBatch, Sequences
 from spo.rollouts import Rollouts, pad_rows
@@ -99,7 +100,8 @@ class NetworkValue:
         return {str(i): weight.detach() for i, weight in weights}
 
     def _sequences(self, rollouts: Rollouts) -> Sequences:
-        return Sequences(self.prompts_of(rollouts), rollouts.ragged_token_ids, self.share_prompts)
+        read = replace(rollouts, prompt_ids=self.prompts_of(rollouts))
+        return sequences_of(read, self.share_prompts)
 
     def _loss_of(self, targets: np.ndarray, old: np.ndarray | None, weights: np.ndarray) -> LossOf:
         """½ (V − target)², clipped around the `old` values; None: the ones it computes."""
