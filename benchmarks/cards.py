@@ -28,7 +28,7 @@ from spo.rollouts import Rollouts, save_rollouts, stack_rows
 from spo.run import index
 from spo.scoring import packed
 from spo.segments import segment
-from spo.values.path import PathValue
+from spo.values.surprisal import path_regression
 
 LIMIT = 0.02
 """Of a step: what may be lost before it is worth doing something about."""
@@ -86,9 +86,9 @@ def measure(completions: int, length: int, repetitions: int) -> dict[str, float]
             index.append(rollouts, credit, path.parent)
 
         def regress() -> None:
-            path_value = PathValue()
-            values = path_value.predict(rollouts, segment_ids)
-            path_value.fit(rollouts, values, rollouts.completion_mask)
+            regression = path_regression()
+            values = regression.predict(rollouts, segment_ids)
+            regression.fit(rollouts, values, rollouts.completion_mask)
 
         work = {
             "pack": lambda: pickle.dumps(list(map(packed, rows))),

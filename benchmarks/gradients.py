@@ -40,7 +40,8 @@ from spo.prompts import PromptBatch
 from spo.rollouts import Rollouts
 from spo.scoring import reward, score
 from spo.segments import segment, segment_starts
-from spo.values.path import PathValue
+from spo.values.regression import Regression
+from spo.values.surprisal import path_regression
 
 UNBIASED = "group mean, undivided"
 SETTINGS = {
@@ -76,9 +77,10 @@ def rollout_batch(trainer: SPOTrainer, step: int) -> Rollouts:
     return score(prompts, completions, *judges, trainer.policy, trainer.reference, trainer.args)
 
 
-def fit(path_value: PathValue, rollouts: Rollouts) -> None:
+def fit(regression: Regression, rollouts: Rollouts, segment_ids: np.ndarray) -> None:
     returns = np.broadcast_to(rollouts.completion_rewards[:, None], rollouts.token_rewards.shape)
-    path_value.fit(rollouts, returns, rollouts.completion_mask)
+    regression.predict(rollouts, segment_ids)  # which reads what is fitted
+    regression.fit(rollouts, returns, rollouts.completion_mask)
 
 
 def policy_gradients(
@@ -130,15 +132,15 @@ def signal_and_noise(gradients: np.ndarray, reference: np.ndarray) -> dict[str, 
 
 def compare(trainer: SPOTrainer, warm_up: int, num_batches: int) -> dict[str, Any]:
     """Gradients of every mode on the same batches, with a critic fitted to `warm_up` others."""
-    path_value, explained = PathValue(), []
+    regression, explained = path_regression(), []
     gradients: dict[str, list[np.ndarray]] = {name: [] for name in SETTINGS}
     for step in range(1, warm_up + num_batches + 1):
         scored = rollout_batch(trainer, step)
-        if step <= warm_up:
-            fit(path_value, scored)
-            continue
         segment_ids = segment(scored, trainer.args)
-        valued = scored.with_values({path_value.name: path_value.predict(scored, segment_ids)})
+        if step <= warm_up:
+            fit(regression, scored, segment_ids)
+            continue
+        valued = scored.with_values(regression.terms(scored, segment_ids))
         returns = np.broadcast_to(scored.completion_rewards[:, None], scored.token_rewards.shape)
         explained.append(explained_variance(valued.token_values, returns, scored.completion_mask))
         credits = [

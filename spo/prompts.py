@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from spo.config import SPOConfig
-from spo.rows import ROW, require_column
+from spo.rows import ROW, own_rows, require_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -148,7 +148,7 @@ class Prompts:
     def batch(self, step: int) -> PromptBatch:
         """The prompts of `step` (1, 2, …)."""
         index = np.repeat(self.batches.indices(step - 1), self.num_generations)
-        rows = np.array_split(np.arange(len(index)), self.num_processes)[self.process_index]
+        rows = own_rows(len(index), self)
         return PromptBatch.take(self.dataset, step, rows, index[rows])
 
     def num_steps(self, max_steps: int, num_train_epochs: float) -> int:

@@ -1,9 +1,11 @@
 """Data sets and streams alike: which columns there are, rows as plain Python objects, the first
-ones."""
+ones; and whose rows are whose."""
 
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from jaxtyping import Int
 
 from spo.options import nearest_hint
 
@@ -66,3 +68,9 @@ def require_column(dataset: Dataset | IterableDataset, column: str) -> None:
     if column not in columns:
         hint = nearest_hint(column, columns)
         raise ValueError(f"The dataset has no column {column!r}{hint}; it has {columns}.")
+
+
+def own_rows(count: int, processes: Any) -> Int[np.ndarray, " _"]:
+    """Of rows 0 … count − 1 those of this process: the r-th n-th; `processes` is what has a
+    process_index r and num_processes n."""
+    return np.array_split(np.arange(count), processes.num_processes)[processes.process_index]

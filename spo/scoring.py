@@ -30,6 +30,7 @@ from spo.rewards.functions import (
 )
 from spo.rewards.logged import Logged
 from spo.rollouts import Completions, Rollouts, stack_rows
+from spo.rows import own_rows
 
 OF_PROMPT = ("prompt", "tools", "chat_template_kwargs", "environment")
 """Columns that a prompt is made of."""
@@ -280,9 +281,7 @@ def score_shared(
     args: SPOConfig,
 ) -> tuple[list[np.ndarray], ...]:
     """`score_rows` of rows that every process has: each does its share, all get the whole."""
-    processes = PartialState()
-    mine = np.array_split(np.arange(len(token_ids)), processes.num_processes)
-    mine = mine[processes.process_index]
+    mine = own_rows(len(token_ids), PartialState())
     sequences = Sequences(
         [prompt_ids[row] for row in mine],
         [token_ids[row] for row in mine],

@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 
 from spo.config import SPOConfig
 from spo.prompts import PromptBatch, Prompts
-from spo.rows import is_stream
+from spo.rows import is_stream, own_rows
 
 SHUFFLED_ROWS = 1000
 """Rows in memory among which the next one is drawn."""
@@ -74,10 +74,10 @@ class PromptStream:
         taken = [next(self.rows) for _ in range(self.batches.prompts_per_step)]
         self.next_step = step + 1
         number = self.args.num_generations
-        rows = np.array_split(np.arange(len(taken) * number), self.num_processes)
-        mine = [taken[i // number] for i in rows[self.process_index]]
+        rows = own_rows(len(taken) * number, self)
+        mine = [taken[i // number] for i in rows]
         columns = {name: [row[name] for row in mine] for name in mine[0]}
-        return PromptBatch.of_columns(columns, step, rows[self.process_index])
+        return PromptBatch.of_columns(columns, step, rows)
 
     def num_steps(self, max_steps: int, num_train_epochs: float) -> int:
         """`max_steps`, which a stream needs."""

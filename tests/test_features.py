@@ -1,4 +1,4 @@
-"""spo/values/path.py: what the path cost, and the value that reads it."""
+"""spo/values/surprisal.py: what the path cost, and the value that reads it."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,7 @@ import torch
 from tiny_runs import StopAfter, make_trainer
 
 from spo.rollouts import load_rollouts
-from spo.values.path import PathValue
-from spo.values.surprisal import MAX_SURPRISAL, NUM_FEATURES, surprisal_features
+from spo.values.surprisal import MAX_SURPRISAL, NUM_FEATURES, path_regression, surprisal_features
 
 
 def random_path(rows: int = 4, length: int = 12, seed: int = 0):
@@ -78,8 +77,9 @@ def test_a_fit_explains_what_the_path_decides(run):
         )
         return np.tanh(features[..., 1]) - 0.5 * features[..., 6]
 
-    value = PathValue()
+    value, segment_ids = path_regression(), np.zeros(fitted.completion_mask.shape, int)
     for _ in range(30):  # 60 tokens weigh little beside the ridge
+        value.predict(fitted, segment_ids)
         value.fit(fitted, targets(fitted), fitted.completion_mask)
     mask = other.completion_mask
     error = (value.predict(other, np.zeros(mask.shape, int)) - targets(other))[mask]
@@ -89,9 +89,17 @@ def test_a_fit_explains_what_the_path_decides(run):
 def test_it_is_saved_beside_the_critic_and_found_again(run, tmp_path):
     trainer, folder = run
     again = make_trainer(tmp_path, value_model=str(folder / "critic"), value_features="surprisal")
-    assert again.critic.path.products.any()
-    for name, sums in trainer.critic.path.state().items():
-        assert sums.equal(again.critic.path.state()[name])
+    assert again.critic.regression.fitted.moments.any()
+    for name, sums in trainer.critic.regression.state().items():
+        assert np.array_equal(sums, again.critic.regression.state()[name])
+
+
+def test_a_regression_on_other_inputs_begins_anew_with_a_word(run, tmp_path):
+    _, folder = run
+    other = {"value_model": str(folder / "critic"), "value_sources": ["surprisal", "peers"]}
+    with pytest.warns(UserWarning, match=r"reads surprisal \(8\); this run's, .* begins anew"):
+        trainer = make_trainer(tmp_path, **other)
+    assert not trainer.critic.regression.fitted.moments.any()
 
 
 def test_alone_it_trains_as_beside_a_network_that_says_nothing(tmp_path):
@@ -108,9 +116,9 @@ def test_alone_it_trains_as_beside_a_network_that_says_nothing(tmp_path):
     assert metrics["spo/value_mean"] != 0
     for ours, theirs in zip(alone.policy.trainable, beside.policy.trainable, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    for name, sums in alone.critic.path.state().items():
-        assert sums.equal(beside.critic.path.state()[name])
-    assert "no network; it reads path" in (tmp_path / "alone" / "README.md").read_text()
+    for name, sums in alone.critic.regression.state().items():
+        assert np.array_equal(sums, beside.critic.regression.state()[name])
+    assert "no network; it reads surprisal" in (tmp_path / "alone" / "README.md").read_text()
 
 
 def test_alone_it_is_fitted_before_the_policy_moves_and_resumes(tmp_path):
@@ -120,7 +128,7 @@ def test_alone_it_is_fitted_before_the_policy_moves_and_resumes(tmp_path):
     )
     before = [p.detach().clone() for p in trainer.policy.trainable]
     trainer.train()
-    assert trainer.critic.path.products.any()
+    assert trainer.critic.regression.fitted.moments.any()
     assert all(map(torch.equal, before, trainer.policy.trainable))
     again = make_trainer(
         tmp_path / "run", value_warmup_steps=2, resume_from_checkpoint="latest", **settings
@@ -140,13 +148,13 @@ def test_a_step_without_any_gradient_is_none_of_the_optimizers(tmp_path, monkeyp
 
 def test_by_default_they_stand_beside_a_network_given_in_any_form(tmp_path):
     beside = make_trainer(tmp_path / "beside", value_model="policy")
-    assert beside.critic.path is not None
+    assert beside.critic.regression is not None
     module = make_trainer(tmp_path / "module", value_model=beside.critic.network.model)
-    assert module.critic.path is not None
-    assert make_trainer(tmp_path / "none").critic.path is None
+    assert module.critic.regression is not None
+    assert make_trainer(tmp_path / "none").critic.regression is None
 
 
 def test_without_a_value_network_there_are_no_features_either(tmp_path):
     trainer = make_trainer(tmp_path, value_features="surprisal", use_value_network=False)
-    assert trainer.critic.path is None
+    assert trainer.critic.regression is None
     assert not trainer.critic.sources

@@ -16,7 +16,6 @@ from spo.values.coefficient import (
     credit_correlation,
     value_coefficients,
 )
-from spo.values.path import PathValue
 from spo.values.regression import Regression, Ridge, num_products, products
 from spo.values.surprisal import SurprisalInputs
 
@@ -77,27 +76,8 @@ def test_predictions_stay_within_what_was_seen():
     assert held.predict(far)[2] == free.predict(far)[2]
 
 
-def test_with_the_old_ridge_and_no_clip_it_is_the_path_value():
-    """`value_features: surprisal`: the same values to float32's last bit."""
-    old, new = PathValue(), Regression("path", [SurprisalInputs()], (10.0,) * 3, 256, clip=False)
-    for seed in range(4):
-        texts = ["12345678", "123", "12"] * 8
-        rollouts = rollouts_of(texts, rewards=[1, 0, 0.5] * 8, seed=seed)
-        mask = rollouts.completion_mask
-        np.testing.assert_allclose(
-            new.predict(rollouts, np.zeros(rollouts.completion_mask.shape, int))[mask],
-            old.predict(rollouts, np.zeros(mask.shape, int))[mask],
-            rtol=3e-7,
-            atol=1e-9,
-        )
-        returns = np.where(mask, rollouts.completion_rewards[:, None], 0.0).astype(np.float32)
-        for value in (old, new):
-            value.fit(rollouts, returns, mask)
-    np.testing.assert_allclose(new.state()["covariance"], old.state()["covariance"], rtol=1e-12)
-
-
 def test_unscorable_rows_are_not_fitted():
-    source = Regression("path", [SurprisalInputs()])
+    source = Regression([SurprisalInputs()])
     rollouts = rollouts_of(["123", "456"], rewards=[1, float("nan")])
     returns = np.where(rollouts.completion_mask, rollouts.completion_rewards[:, None], 0.0)
     source.predict(rollouts, np.zeros(rollouts.completion_mask.shape, int))

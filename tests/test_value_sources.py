@@ -42,7 +42,7 @@ def critic(inputs: list, origins: list[str] | None = None, memory=None) -> Criti
     memory = memory or PromptMemory(1.0, 8, 16)
     references = References(origins, 1.0, memory) if origins else None
     args = SPOConfig(lam=1.0, normalize_advantages=False)
-    return Critic([Regression("regression", inputs)], args, references, memory)
+    return Critic([Regression(inputs)], args, references, memory)
 
 
 def score_by_length(rollouts: Rollouts) -> list[ScoredReference | None]:

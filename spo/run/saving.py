@@ -170,8 +170,8 @@ def _save_policy(trained: Trained, states: States, path: Path) -> None:
 
 def _save_critic(trained: Trained, states: States, path: Path) -> None:
     """The critic's network as a sequence-classification checkpoint, or, on a shared base, an
-    adapter of one; beside it the sums of the path regression. Nothing without a network."""
-    network, regression = trained.critic.network, trained.critic.path
+    adapter of one; beside it the sums of the regression. Nothing without a network."""
+    network, regression = trained.critic.network, trained.critic.regression
     if network is None:
         return
     trained.processing_class.save_pretrained(path)

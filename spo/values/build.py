@@ -22,14 +22,13 @@ from spo.values.critic import Critic, ValueSource
 from spo.values.hint import HintInputs, prompts_with_references
 from spo.values.monte_carlo import MonteCarloInputs
 from spo.values.network import NetworkValue
-from spo.values.path import PathValue
 from spo.values.peers import PeerInputs
 from spo.values.prompt_memory import HistoryInputs, PromptMemory
 from spo.values.reference import ReferenceInputs
 from spo.values.references import MEMORY, PEER, References, as_reference
 from spo.values.regression import Inputs, Regression
 from spo.values.rest import RestInputs, score_references
-from spo.values.surprisal import SurprisalInputs
+from spo.values.surprisal import SurprisalInputs, path_regression
 
 MAX_REMEMBERED = 4096
 """Prompts of which the memory keeps a right completion."""
@@ -72,13 +71,11 @@ class CriticBuilder:
         args = self.args
         self._check_references(network)
         sources: list[ValueSource] = []
-        if args.wants_path_value(has_value_network=network is not None):
-            path = PathValue()
+        regression = self._regression(network)
+        if regression is not None:
             if isinstance(value_model, str):
-                path.load(Path(value_model))
-            sources.append(path)
-        if names := args.regression_sources:
-            sources.append(Regression("regression", [self._inputs(name) for name in names]))
+                regression.load(Path(value_model))
+            sources.append(regression)
         if network is not None:
             learner = build_learner(network, "values", accelerator, args, num_updates)
             more = (self._tokenize,) if args.value_prompt == "reference" else ()
@@ -87,6 +84,12 @@ class CriticBuilder:
         if args.value_reference and sources:
             references = References(args.value_reference, args.value_right_reward, self.memory)
         return Critic(sources, args, references, self.memory)
+
+    def _regression(self, network: Network | None) -> Regression | None:
+        if names := self.args.regression_sources:
+            return Regression([self._inputs(name) for name in names])
+        beside = network is not None
+        return path_regression() if self.args.wants_path_value(has_value_network=beside) else None
 
     def _inputs(self, name: str) -> Inputs:
         args = self.args

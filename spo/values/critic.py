@@ -23,7 +23,6 @@ from spo.networks.network import Network
 from spo.rollouts import Credit, Rollouts
 from spo.values.coefficient import AutoLambda, value_coefficients
 from spo.values.network import NetworkValue
-from spo.values.path import PathValue
 from spo.values.prompt_memory import PromptMemory
 from spo.values.references import References
 from spo.values.regression import CONSTANT, Regression
@@ -92,9 +91,9 @@ class Critic:
         return next(networks, None)
 
     @property
-    def path(self) -> PathValue | None:
-        """The regression on the path's features among the sources, or None."""
-        return next((s for s in self.sources if isinstance(s, PathValue)), None)
+    def regression(self) -> Regression | None:
+        """The one among the sources, or None."""
+        return next((s for s in self.sources if isinstance(s, Regression)), None)
 
     @property
     def description(self) -> str:

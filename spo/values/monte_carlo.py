@@ -19,6 +19,7 @@ from spo.generation.engine import Generator, SamplingParams
 from spo.generation.text import completion_texts
 from spo.prompts import PromptBatch
 from spo.rollouts import Completions, Rollouts
+from spo.rows import own_rows
 from spo.segments import segment_starts
 
 FIRST_ROW = 2**32
@@ -77,10 +78,8 @@ class MonteCarloInputs:
         self, rollouts: Rollouts, rows: Int[np.ndarray, " N"], places: Int[np.ndarray, " N"]
     ) -> Float[np.ndarray, " N"]:
         """Mean reward after each state; NaN where none of its continuations could be scored."""
-        processes = PartialState()
         states = np.repeat(np.arange(len(rows)), self.num_continuations)
-        mine = np.array_split(np.arange(len(states)), processes.num_processes)
-        mine = mine[processes.process_index]
+        mine = own_rows(len(states), PartialState())
         # all processes call the generator, or none: sharded weights are gathered by all
         asked = mine if len(mine) else np.arange(min(1, len(states)))
         rewards = self._continue(rollouts, rows[states[asked]], places[states[asked]], asked)

@@ -9,13 +9,20 @@ Axes: B completions, T completion tokens, N tokens of all rows laid end to end, 
 """
 
 import math
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from spo.rollouts import Rollouts
+
+FILE = "regression.safetensors"
+"""In the folder of a critic network that a regression stands beside."""
 
 CONSTANT = "constant"
 """The term of a regression that no input has a part in."""
@@ -147,22 +154,23 @@ def _blocks(length: int) -> list[slice]:
 
 
 class Regression:
-    """A value source: `Ridge` on any number of inputs side by side.
+    """A value source: `Ridge` on any number of inputs side by side, in float64 on the CPU.
 
     It is always predicted before it is fitted: a value never saw its own completion's reward. Every
     process fits its own on the whole rollout batch. Between the two it keeps what it read, which
     takes longer than the fit, and must be fitted on just that.
     """
 
+    name = "regression"
+
     def __init__(
         self,
-        name: str,
         inputs: Sequence[Inputs],
         ridge: tuple[float, float, float] = (1.0, 10.0, 100.0),
         memory: float = 256.0,
         clip: bool = True,
     ):
-        self.name, self.inputs = name, list(inputs)
+        self.inputs = list(inputs)
         self.fitted = Ridge(sum(each.width for each in self.inputs), ridge, memory, clip)
         self._read: tuple[np.ndarray, np.ndarray] | None = None  # token ids, inputs
 
@@ -209,3 +217,26 @@ class Regression:
     def state(self) -> dict[str, np.ndarray]:
         """The sums; writing into these arrays restores it."""
         return self.fitted.state()
+
+    def save(self, folder: Path) -> None:
+        save_file(self.state(), folder / FILE, metadata={"inputs": self._described})
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` left in the folder, if anything; it serves the same inputs alone."""
+        if not (folder / FILE).is_file():
+            return
+        with safe_open(folder / FILE, framework="numpy") as file:
+            saved_of = (file.metadata() or {}).get("inputs", "")
+            if saved_of != self._described:
+                warnings.warn(
+                    f"The regression in {folder} reads {saved_of}; this run's, which reads "
+                    f"{self._described}, begins anew.",
+                    stacklevel=2,
+                )
+                return
+            for name, sums in self.state().items():
+                sums[...] = file.get_tensor(name)
+
+    @property
+    def _described(self) -> str:
+        return ", ".join(f"{each.name} ({each.width})" for each in self.inputs)

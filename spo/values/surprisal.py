@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spo.rollouts import Rollouts
+from spo.values.regression import Regression
 
 NUM_FEATURES = 8
 MAX_SURPRISAL = 8.0
@@ -46,6 +47,12 @@ def of_the_path(surprisal: Float[np.ndarray, "B T"]):
     before = np.zeros_like(surprisal)
     before[:, 1:] = surprisal[:, :-1]
     return before, np.maximum.accumulate(before, axis=1), np.log1p(np.cumsum(before, axis=1))
+
+
+def path_regression() -> Regression:
+    """The regression of `value_features`: on the path alone, every product as likely as any, and
+    without bounds."""
+    return Regression([SurprisalInputs()], ridge=(10.0, 10.0, 10.0), clip=False)
 
 
 class SurprisalInputs:
