@@ -21,6 +21,15 @@ TOKEN_FLOATS = (
     "token_rewards",
 )
 CREDIT_FLOATS = ("token_advantages", "token_returns")
+NEVER_NULL = (
+    "step",
+    "prompt_index",
+    "prompt",
+    "completion",
+    "prompt_ids",
+    "token_ids",
+    "truncated",
+)
 OPTIONAL = ("action_mask", "token_logprobs_sampler", "reference", "reference_origin")
 """Columns that only files have whose rollouts need them."""
 VALUES_BY_SOURCE = "token_values_by_source"
@@ -207,17 +216,17 @@ def _or_null(x: float) -> float | None:
 
 def rollout_fields(columns: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
     """Arrow columns (pyarrow ChunkedArrays by name) and the file's metadata -> the fields of
-    `Rollouts`."""
+    `Rollouts`.
+
+    Raises:
+        ValueError: a column is null where no rollout is, or of another kind.
+    """
+    columns = columns | _of_their_types(columns)
     lengths = np.array([len(row) for row in columns["token_ids"]], dtype=np.int64)
     mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
 
     def tokens(name, dtype, fill):
         return padded(columns[name], mask, dtype, fill) if name in columns else None
-
-    def scalars(name, dtype):
-        if columns[name].null_count and dtype is not np.float32:
-            raise ValueError(f"column {name} has entries that are null")
-        return columns[name].to_numpy().astype(dtype)
 
     by_function = struct_fields(columns["rewards_by_function"])
     rewards = np.array([column.to_numpy() for column in by_function.values()], dtype=np.float32)
@@ -232,17 +241,37 @@ def rollout_fields(columns: dict[str, Any], metadata: dict[str, Any]) -> dict[st
         "token_ids": tokens("token_ids", np.int64, 0),
         "completion_mask": mask,
         "token_ends": tokens("token_ends", np.int64, -1),
-        "completion_rewards": scalars("reward", np.float32),
+        "completion_rewards": columns["reward"].to_numpy(),
         "rewards_by_function": np.ascontiguousarray(rewards.reshape(-1, len(lengths)).T),
         "reward_names": list(by_function),
-        "truncated": scalars("truncated", bool),
-        "prompt_index": scalars("prompt_index", np.int64),
+        "truncated": columns["truncated"].to_numpy(),
+        "prompt_index": columns["prompt_index"].to_numpy(),
         "action_mask": tokens("action_mask", bool, False),
         "token_logprobs_sampler": tokens("token_logprobs_sampler", np.float32, 0.0),
         "values_by_source": _values_by_source(columns, metadata, floats["token_values"], mask),
         "columns": _of_data_set(columns, metadata.get("json_columns", [])),
         **{field: columns[name].to_pylist() for name, field in TEXTS.items() if name in columns},
     }
+
+
+def _of_their_types(columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns of every file, as `schema` has them."""
+    import pyarrow as pa
+
+    def is_text(kind):
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    found = {}
+    for field in schema(()):
+        column = columns[field.name]
+        if pa.types.is_struct(field.type):
+            continue
+        if is_text(field.type) and not is_text(column.type):
+            raise ValueError(f"column {field.name} holds no text")
+        if field.name in NEVER_NULL and column.null_count:
+            raise ValueError(f"column {field.name} has entries that are null")
+        found[field.name] = column.cast(field.type)
+    return found
 
 
 def _values_by_source(

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny_runs as runs
 
-from spo.rollouts import METADATA_KEY, load_rollouts
+from spo.rollouts import METADATA_KEY, SavedRollouts, load_rollouts
 
 MEMORY = 8 * 2**30
 """A file that makes its reader ask for more than this is a fault, too."""
@@ -114,6 +114,19 @@ WAYS = (
 )
 
 
+def check_types(saved: SavedRollouts, way: str) -> None:
+    """What was read has the types that its fields promise, whatever the file had."""
+    rollouts, mask = saved.rollouts, saved.rollouts.completion_mask
+    assert isinstance(saved.config, dict), way
+    assert {type(rollouts.step), type(rollouts.num_generations)} == {int}, way
+    assert all(type(text) is str for text in (*rollouts.prompts, *rollouts.completions)), way
+    assert all(type(i) is int for ids in rollouts.prompt_ids for i in ids), way
+    assert (rollouts.truncated.dtype, rollouts.prompt_index.dtype) == (bool, np.int64), way
+    for name, array in (vars(rollouts) | vars(saved.credit)).items():
+        if name.startswith("token_") and array is not None:
+            assert (array.shape, array.dtype.kind in "fi") == (mask.shape, True), (way, name)
+
+
 def campaign(files: int, seed: int, folder: Path) -> collections.Counter:
     """How many files of each kind were read and refused."""
     runs.make_trainer(folder / "run", value_model="policy", beta=0.1, max_steps=1).train()
@@ -129,9 +142,7 @@ def campaign(files: int, seed: int, folder: Path) -> collections.Counter:
         except ValueError as error:
             counted[f"{way.__name__}: {'refused' if str(error).strip() else 'WITHOUT A WORD'}"] += 1
         else:
-            assert saved.rollouts.token_ids.shape == saved.credit.segment_ids.shape, way.__name__
-            assert isinstance(saved.config, dict), way.__name__
-            assert np.isfinite(saved.rollouts.step), way.__name__
+            check_types(saved, way.__name__)
             counted[f"{way.__name__}: read"] += 1
     return counted
 
