@@ -288,6 +288,36 @@ def test_a_file_that_is_no_parquet_is_named_in_one_sentence(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("what", ["texts", "numbers", "nulls"])
+def test_a_column_of_another_kind_is_read_as_its_own_kind_or_refused(tmp_path, what):
+    batch = reference.rollouts([2, 1, 3, 2], 2)
+    path = reference.save(batch, tmp_path / "x.parquet", config=CONFIG)
+    table, kinds = pq.read_table(path), {"texts": ["x"], "numbers": [1], "nulls": [None]}
+    refused = set()
+    for index, column in enumerate(table.schema):
+        other = pa.array(kinds[what] * 4, column.type if what == "nulls" else None)
+        pq.write_table(table.set_column(index, column.name, other), path)
+        try:
+            found = load_rollouts(path).rollouts
+        except ValueError:
+            refused.add(column.name)
+            continue
+        for field in ("step", "prompts", "completions", "prompt_ids", "truncated", "prompt_index"):
+            assert_same_kind(getattr(found, field), getattr(batch, field))
+    own_kind = {"texts": {"prompt", "completion"}, "numbers": {"step", "prompt_index", "truncated"}}
+    needed = {"prompt_ids", "token_ids", "segment_ids"}.union(*own_kind.values())
+    assert needed - own_kind.get(what, set()) <= refused
+
+
+def assert_same_kind(found, expected):
+    """The types of two fields, and of what lists hold."""
+    assert type(found) is type(expected)
+    if isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype
+    elif isinstance(expected, list):
+        assert_same_kind(found[0], expected[0])
+
+
 def test_a_file_that_does_not_exist_says_so(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_rollouts(tmp_path / "nowhere.parquet")
