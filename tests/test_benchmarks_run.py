@@ -27,6 +27,7 @@ CASES = [  # arguments, block of the README, what the block has to say
         "update",
         r"TRL's own .* \d+% of what the hardware gives",
     ),
+    ("decoding.py --smoke --out", "decoding", r"two layers, 4 rows, padded \| \d"),
     ("cards.py --smoke --out", "cards", r"unpacked by every process \| \d"),
     ("scaling.py --smoke --steps 1 --out", "scaling", r"vocabulary \| 1,024: \d"),
     (
@@ -92,7 +93,7 @@ def test_the_command_for_a_card_tries_every_stage_on_the_cpu(tmp_path):
     assert "Out of memory at" in rows["checks"]["out of memory"]["said"][0]
     assert rows["checks"]["4 bits"]["layers"] > 0
     assert all(row["predicted_gib"] > 0 < row["peak_gib"] for row in rows["steps"].values())
-    for engine in ("spo", "transformers"):
+    for engine in ("spo", "spo_modules", "transformers"):
         assert rows["decode"][engine]["tokens_per_second"]["median"] > 0
     assert set(rows["trl"]) == {"spo", "spo_path", "grpo", "trl"}
     assert all(row["seconds"][0] > 0 for row in rows["trl"].values())
@@ -106,3 +107,15 @@ def test_without_a_card_its_command_says_so(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no CUDA card here; --smoke tries every stage on the CPU" in done.stderr
+
+
+RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
+def test_every_published_figure_names_the_machine_it_was_measured_on(path):
+    result = json.loads(path.read_text())
+    machine = result["machine"]
+    assert result["command"].startswith(("python benchmarks/", "MALLOC_"))
+    assert machine["torch_threads"] >= 1
+    assert machine["instruction_set"] in ("DEFAULT", "AVX2", "AVX512", "NEON", "SVE256")
