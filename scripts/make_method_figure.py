@@ -111,7 +111,12 @@ text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #
 def draw() -> str:
     tokens, prompt, in_group = read_tokens()
     parts = [
-        text(PANELS[0], 36, f"{prompt} ?  A wrong answer, reward 0: step 3 slips, then step 4.", "words"),
+        text(
+            PANELS[0],
+            36,
+            f"{prompt} ?  A wrong answer, reward 0: steps 3 and 4 slip.",
+            "words",
+        ),
         text(PANELS[0], 70, "GRPO", "title"),
         text(PANELS[0], 90, f"one advantage for all: {in_group:+.2f}".replace("-", "−"), "words"),
         text(PANELS[1], 70, "SPO", "title"),

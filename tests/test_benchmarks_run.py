@@ -111,11 +111,30 @@ def test_without_a_card_its_command_says_so(tmp_path):
 
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
 
+EARLIER = {
+    "breakdowns",
+    "critic_chain_sum_habit_24",
+    "critic_color_cube_habit_24",
+    "gradients_chain_sum",
+    "inspector",
+    "memory_cpu",
+    "memory_logits",
+    "scaling",
+    "smollm2",
+    "speed_smollm2",
+    "speed_unfragmented",
+    "update",
+}
+"""Measured before torch's threads and instruction set were written down: they name the processor's
+instructions. A benchmark that has run again leaves this list."""
+
 
 @pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
 def test_every_published_figure_names_the_machine_it_was_measured_on(path):
     result = json.loads(path.read_text())
     machine = result["machine"]
-    assert result["command"].startswith(("python benchmarks/", "MALLOC_"))
-    assert machine["torch_threads"] >= 1
-    assert machine["instruction_set"] in ("DEFAULT", "AVX2", "AVX512", "NEON", "SVE256")
+    assert re.match(r"(MALLOC_\w+=\d+ )?python benchmarks/", result["command"])
+    assert re.search("avx2|avx512", machine["processor"])
+    assert machine["cores"] >= 1
+    written = {"torch_threads", "instruction_set"} <= set(machine)
+    assert written == (path.stem not in EARLIER)
