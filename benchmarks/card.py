@@ -17,7 +17,10 @@ reach is said. A stage ends with its share of the minutes.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +48,9 @@ STAGES: dict[str, dict[str, Task]] = {
 SHARES = {"checks": 0.2, "steps": 0.65, "decode": 0.8, "trl": 1.0}
 """Of the minutes, when a stage has to be done."""
 
+FIGURES = "figures of the task: "
+"""Before the JSON that a task prints; libraries print as well."""
+
 LEAST = 15
 """Seconds below which nothing is begun."""
 
@@ -54,13 +60,19 @@ def run_apart(stage: str, name: str, seconds: float) -> dict[str, Any]:
     if seconds < LEAST:
         return {"skipped": "no time left"}
     command = [sys.executable, __file__, "--task", stage, name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"skipped": f"not done after {seconds:.0f} s"}
-    if done.returncode:
-        return {"failed": done.stderr[-2000:]}
-    return json.loads(done.stdout.splitlines()[-1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as task:
+        try:
+            said, complaint = task.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return {"skipped": f"not done after {seconds:.0f} s"}
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # vLLM's processes hold the card, too
+                os.killpg(task.pid, signal.SIGKILL)
+    lines = [line for line in said.splitlines() if line.startswith(FIGURES)]
+    if task.returncode or not lines:
+        return {"failed": complaint[-2000:]}
+    return json.loads(lines[-1].removeprefix(FIGURES))
 
 
 def main() -> None:
@@ -75,10 +87,11 @@ def main() -> None:
         parser.error("there is no CUDA card here; --smoke tries every stage on the CPU")
     if options.task:
         stage, name = options.task
-        print(json.dumps(STAGES[stage][name](False)))
+        print(FIGURES + json.dumps(STAGES[stage][name](False), allow_nan=False), flush=True)
         return
     out = options.out or (ROOT / "build" / "benchmarks" if options.smoke else RESULTS)
     if options.smoke:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU, even where there is a card
         torch.set_num_threads(1)  # tiny matrices: a second thread would only be waited for
     begun, kind = time.monotonic(), "smoke" if options.smoke else "measured"
     for stage in options.stages:

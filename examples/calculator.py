@@ -9,16 +9,19 @@ its answers are right, and nothing else. It finds out by itself that calling pay
 
 import argparse
 import random
+import sys
 from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spo import SPOConfig, SPOTrainer
-from spo.data import load_dataset_by_name
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a clone need not be installed
+
+from spo import SPOConfig, SPOTrainer  # noqa: E402
+from spo.data import load_dataset_by_name  # noqa: E402
+
 MODEL = ROOT / "assets" / "quickstart"
 SUMS = {"min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1}
 

@@ -24,7 +24,7 @@ ROW = 44
 SETTINGS = SPOConfig(
     entropy_percentile=0.2, lam=0.5, normalize_advantages=False, value_model_path="policy"
 )
-CHARACTER, LINE, TOP, BAR = 12, 62, 134, 16
+CHARACTER, NUMBER, LINE, TOP, BAR = 12, 40, 62, 134, 16
 PANELS = (24, 392)
 WIDTH, HEIGHT = 720, 504
 
@@ -74,7 +74,7 @@ def text(x: float, y: float, words: str, kind: str) -> str:
 
 def panel(left: int, tokens: list[Token], advantage: float | None) -> list[str]:
     """The completion, coloured by one advantage for all, or by each token's with the cuts."""
-    parts = []
+    parts, free = [], {}  # where the line's last number ends
     for token in tokens:
         x, y = left + token.column * CHARACTER, TOP + token.line * LINE
         shown = token.text.rstrip("\n")
@@ -90,7 +90,10 @@ def panel(left: int, tokens: list[Token], advantage: float | None) -> list[str]:
                 f'fill="{"#1f2933" if token.starts else "#b6bec8"}"/>'
             )
             if token.starts or token is tokens[0]:
-                parts.append(text(x, y + 37, f"{token.advantage:+.2f}".replace("-", "−"), "number"))
+                at = max(x, free.get(token.line, 0))
+                free[token.line] = at + NUMBER
+                number = f"{token.advantage:+.2f}".replace("-", "−")
+                parts.append(text(at, y + 37, number, "number"))
             if token.starts:
                 parts.append(f'<path d="M{x},{y - 2}v28" stroke="#1f2933" stroke-width="2"/>')
     return parts
@@ -108,7 +111,12 @@ text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #
 def draw() -> str:
     tokens, prompt, in_group = read_tokens()
     parts = [
-        text(PANELS[0], 36, f"{prompt} ?  A wrong answer, reward 0: step 3 slips.", "words"),
+        text(
+            PANELS[0],
+            36,
+            f"{prompt} ?  A wrong answer, reward 0: steps 3 and 4 slip.",
+            "words",
+        ),
         text(PANELS[0], 70, "GRPO", "title"),
         text(PANELS[0], 90, f"one advantage for all: {in_group:+.2f}".replace("-", "−"), "words"),
         text(PANELS[1], 70, "SPO", "title"),

@@ -331,6 +331,32 @@ def engines() -> str:
     return "\n".join([*lines, "", *sources])
 
 
+def decoding() -> str:
+    """A step of one token by plain functions, against the model's modules."""
+    result = _result("decoding")
+    lines = [
+        "| model | time, of the modules' | operations a token | of them no views |",
+        "|---|---|---|---|",
+    ]
+    for row in result["shapes"]:
+        padded = ", padded" * row["padded"]
+        before, after = row["operations"]["modules"], row["operations"]["plain"]
+        counts = [f"{before[kind]:,} → {after[kind]:,}" for kind in ("all", "computing")]
+        ratio = row["ratio"]["cpu"]
+        lines.append(
+            f"| {row['model']}, {row['rows']} rows{padded} | {_spread(ratio)} | "
+            f"{' | '.join(counts)} |"
+        )
+    machine = result["machine"]
+    lines += [
+        "",
+        f"Least, median and most of the processor time of neighbouring runs. {_source(result)} "
+        f"<sub>{machine['torch_threads']} thread, {machine['instruction_set']}, load average "
+        f"{machine['load_average']}</sub>",
+    ]
+    return "\n".join(lines)
+
+
 def cards() -> str:
     """What the work on the completions of all cards takes of a step."""
     result = _result("cards")
@@ -374,6 +400,7 @@ def _source(result: dict) -> str:
 
 BLOCKS = (
     engines,
+    decoding,
     quickstart_gain,
     quickstart,
     memory,

@@ -27,6 +27,7 @@ CASES = [  # arguments, block of the README, what the block has to say
         "update",
         r"TRL's own .* \d+% of what the hardware gives",
     ),
+    ("decoding.py --smoke --out", "decoding", r"two layers, 4 rows, padded \| \d"),
     ("cards.py --smoke --out", "cards", r"unpacked by every process \| \d"),
     ("scaling.py --smoke --steps 1 --out", "scaling", r"vocabulary \| 1,024: \d"),
     (
@@ -92,7 +93,7 @@ def test_the_command_for_a_card_tries_every_stage_on_the_cpu(tmp_path):
     assert "Out of memory at" in rows["checks"]["out of memory"]["said"][0]
     assert rows["checks"]["4 bits"]["layers"] > 0
     assert all(row["predicted_gib"] > 0 < row["peak_gib"] for row in rows["steps"].values())
-    for engine in ("spo", "transformers"):
+    for engine in ("spo", "spo_modules", "transformers"):
         assert rows["decode"][engine]["tokens_per_second"]["median"] > 0
     assert set(rows["trl"]) == {"spo", "spo_path", "grpo", "trl"}
     assert all(row["seconds"][0] > 0 for row in rows["trl"].values())
@@ -106,3 +107,34 @@ def test_without_a_card_its_command_says_so(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no CUDA card here; --smoke tries every stage on the CPU" in done.stderr
+
+
+RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
+
+EARLIER = {
+    "breakdowns",
+    "critic_chain_sum_habit_24",
+    "critic_color_cube_habit_24",
+    "gradients_chain_sum",
+    "inspector",
+    "memory_cpu",
+    "memory_logits",
+    "scaling",
+    "smollm2",
+    "speed_smollm2",
+    "speed_unfragmented",
+    "update",
+}
+"""Measured before torch's threads and instruction set were written down: they name the processor's
+instructions. A benchmark that has run again leaves this list."""
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
+def test_every_published_figure_names_the_machine_it_was_measured_on(path):
+    result = json.loads(path.read_text())
+    machine = result["machine"]
+    assert re.match(r"(MALLOC_\w+=\d+ )?python benchmarks/", result["command"])
+    assert re.search("avx2|avx512", machine["processor"])
+    assert machine["cores"] >= 1
+    written = {"torch_threads", "instruction_set"} <= set(machine)
+    assert written == (path.stem not in EARLIER)

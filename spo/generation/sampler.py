@@ -9,6 +9,8 @@ leave the batch. On an accelerator nothing is read back from it but every eighth
 asked which rows have ended.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spo.generation.decoder import PlainDecoder, is_plain
 from spo.generation.engine import SamplingParams
 from spo.generation.processors import RowProcessors, of_distribution
 from spo.networks.network import Network
@@ -23,6 +26,8 @@ from spo.networks.prefill import DecodeStep, SharedPrompts, select_rows
 from spo.networks.room import RowsInFlight
 from spo.prompts import PromptBatch
 from spo.rollouts import Completions
+
+Decode = Callable[[DecodeStep], Float[Tensor, "b V"]]
 
 CACHED_NUMBERS = 2**16
 """Float32 numbers whose temporaries a core keeps: 256 KiB each."""
@@ -43,13 +48,14 @@ class Sampler:
 
     def __init__(self, policy: Network, seed: int, max_rows: int | None = None, merge: bool = True):
         self.policy, self.seed, self.merge = policy, seed, merge
-        self.in_flight = RowsInFlight(max_rows)
+        self.in_flight, self.is_plain = RowsInFlight(max_rows), is_plain(policy, merge)
 
     def __call__(self, prompts: PromptBatch, params: SamplingParams, step: int) -> Completions:
         noise = uniforms(self.seed, step, prompts.rows, params.max_new_tokens)
         self.policy.train(False)
-        with self.policy.merged(self.merge):
-            return sample(self.policy, prompts.prompt_ids, noise, params, self.in_flight)
+        with self.policy.merged(self.merge) as merged:
+            decode = PlainDecoder(self.policy, merged) if self.is_plain else None
+            return sample(self.policy, prompts.prompt_ids, noise, params, self.in_flight, decode)
 
     def load(self, policy: Network) -> None:
         """It samples from the policy as it is."""
@@ -67,6 +73,7 @@ def sample(
     noise: Float[np.ndarray, "b T"],
     params: SamplingParams,
     in_flight: RowsInFlight | None = None,
+    decode: Decode | None = None,
 ) -> Completions:
     """Complete each row's prompt; equal prompts share their prefill.
 
@@ -74,17 +81,19 @@ def sample(
         network: a policy, switched on and in eval mode.
         noise: `uniforms`, at least (b, max_new_tokens).
         in_flight: how many rows at one time; None: all of them.
+        decode: a step of one token -> logits; None: the network itself.
     """
+    decode = decode or partial(network, want="next_logits")
 
     def complete(rows: slice):
-        return _sample_batch(network, prompt_ids[rows], noise[rows], params)
+        return _sample_batch(network, decode, prompt_ids[rows], noise[rows], params)
 
     parts = list((in_flight or RowsInFlight()).parts(len(prompt_ids), complete))
     columns = (list(chain(*column)) for column in zip(*parts, strict=True))
     return Completions(prompt_ids, *(columns if parts else ([], [], [], [])))
 
 
-def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
+def _sample_batch(network: Network, decode: Decode, prompt_ids, noise, params: SamplingParams):
     """Decode a batch token by token until every row has ended: token ids, truncated, log-probs and
     entropies, ragged."""
     device = network.device
@@ -130,7 +139,7 @@ def _sample_batch(network: Network, prompt_ids, noise, params: SamplingParams):
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1)
         step = DecodeStep(chosen[:, None], attention_mask, positions[:, None], cache)
-        logits = network(step, "next_logits")
+        logits = decode(step)
         positions = positions + 1
 
     def ragged(array):

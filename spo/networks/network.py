@@ -108,8 +108,7 @@ class Network(nn.Module):
         if want == "next_logits":
             # one product of two matrices: behind a slice of three dimensions the head's weight
             # would be copied for every row
-            last = batch.run(decoder(self.model))[:, -1].contiguous()
-            return self.logit_transform(self.head(last.to(self.head.weight.dtype)))
+            return self.next_logits(batch.run(decoder(self.model))[:, -1].contiguous())
         states = hidden_states(decoder(self.model), batch)
         if want == "values":
             return batch.to_rows(token_values(self.head, states))
@@ -119,6 +118,10 @@ class Network(nn.Module):
         if want == "logprobs":
             return batch.to_rows(token_logprobs(*inputs))
         return tuple(map(batch.to_rows, token_logprobs_and_entropies(*inputs)))
+
+    def next_logits(self, last_states: Float[Tensor, "b H"]) -> Float[Tensor, "b V"]:
+        """What the vocabulary head makes of the state of each row's last token."""
+        return self.logit_transform(self.head(last_states.to(self.head.weight.dtype)))
 
     def autocast(self):
         """The context of mixed precision, entered around one forward pass, or around many: the
@@ -148,10 +151,10 @@ class Network(nn.Module):
         return nullcontext() if self.sharded is None else self.sharded.gathered()
 
     @contextmanager
-    def merged(self, merge: bool = True) -> Iterator[None]:
+    def merged(self, merge: bool = True) -> Iterator[list[BaseTunerLayer]]:
         """Switch this network on, under autocast, with its adapter merged into the weights where
         those are plain: a third of the products per layer and token, and no autocast where all is
-        16 bits wide.
+        16 bits wide. Gives the layers that were merged.
 
         Merged weights are new tensors and the old ones come back untouched, so nothing drifts; at
         that time no activations take up memory.
@@ -164,7 +167,7 @@ class Network(nn.Module):
                 for layer in layers:
                     _merge(layer, self.adapter)
                 with nullcontext() if half else self.autocast():
-                    yield
+                    yield layers
             finally:
                 for parameter, data in kept:
                     parameter.data = data
