@@ -107,25 +107,25 @@ class SPOTrainer(TrainerSurface):
         self.reward_functions = build_rewards(*given, args, accelerator.device)
         if rollout_func is None and environment_factory is None:  # which may add columns
             check_columns(self.reward_functions, columns_of(self.train_dataset))
-        self.output_dir = folder.prepare_output_dir(args, accelerator)
-        given = (self.processing_class, accelerator.device, peft_config, quantization_config)
-        networks = build_networks(model, value_model, args, *given)
-        self.policy, self.reference, critic_network = networks
-        positions = known_positions(self.model.config)
-        self.prompts = plan_prompts(self.train_dataset, args, accelerator, positions)
-        self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)
-        updates = args.updates_per_step(accelerator.num_processes)
-        num_updates = self.max_steps * updates
-        plan = (accelerator, args, num_updates)
-        self.policy_learner = build_learner(self.policy, "logprobs", *plan, *optimizers)
-        self.sampling_params = sampling_params(self.model, self.processing_class, args)
-        self.generator = build_generator(rollout_func, self.toolbox, self, self.policy, args)
-        samples = (self.processing_class, self.generator, self.sampling_params)
-        parts = (self.policy, *samples, self.reward_functions, self.train_dataset, args)
-        self.critic = CriticBuilder(*parts).build(
-            critic_network, value_model, accelerator, num_updates
-        )
-        self._begin_run(callbacks or [], networks, updates)
+        with folder.prepared_output_dir(args, accelerator) as self.output_dir:
+            given = (self.processing_class, accelerator.device, peft_config, quantization_config)
+            networks = build_networks(model, value_model, args, *given)
+            self.policy, self.reference, critic_network = networks
+            positions = known_positions(self.model.config)
+            self.prompts = plan_prompts(self.train_dataset, args, accelerator, positions)
+            self.max_steps = self.prompts.num_steps(args.max_steps, args.num_train_epochs)
+            updates = args.updates_per_step(accelerator.num_processes)
+            num_updates = self.max_steps * updates
+            plan = (accelerator, args, num_updates)
+            self.policy_learner = build_learner(self.policy, "logprobs", *plan, *optimizers)
+            self.sampling_params = sampling_params(self.model, self.processing_class, args)
+            self.generator = build_generator(rollout_func, self.toolbox, self, self.policy, args)
+            samples = (self.processing_class, self.generator, self.sampling_params)
+            parts = (self.policy, *samples, self.reward_functions, self.train_dataset, args)
+            self.critic = CriticBuilder(*parts).build(
+                critic_network, value_model, accelerator, num_updates
+            )
+            self._begin_run(callbacks or [], networks, updates)
 
     def _begin_run(self, callbacks: Sequence[Any], networks: tuple, updates: int) -> None:
         """Everything around the algorithm; what can be tried before the first step is."""

@@ -23,7 +23,7 @@ WIDTHS = (375, 820, 1024, 1200, 1440)
 CACHE = tempfile.TemporaryDirectory(prefix="spo-inspector-cache-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name  # of the servers that tests start
 STEPS = (1, 2, 3, 5)
-CHROMIUM = "/usr/bin/chromium"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -36,18 +36,28 @@ FLAGS = [
 ]
 
 
-@functools.cache
 def browser_context():
     """A Chromium with a fresh profile, closed when the tests end."""
-    if not os.path.exists(CHROMIUM):
-        pytest.skip(f"no browser: {CHROMIUM} does not exist (Debian's package chromium)")
+    context = _started()
+    if context is None:
+        pytest.skip("no browser: apt install chromium, or playwright install chromium")
+    return context
+
+
+@functools.cache
+def _started():
+    """None where no Chromium is found."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="no playwright to drive Chromium"
     )
-    profile = tempfile.mkdtemp(prefix="spo-chromium-")
     driver = playwright.sync_playwright().start()
+    found = [*filter(None, map(shutil.which, BROWSERS)), driver.chromium.executable_path]
+    if not os.path.exists(found[0]):
+        driver.stop()
+        return None
+    profile = tempfile.mkdtemp(prefix="spo-chromium-")
     context = driver.chromium.launch_persistent_context(
-        profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1400, "height": 900}
+        profile, executable_path=found[0], args=FLAGS, viewport={"width": 1400, "height": 900}
     )
     context.set_default_timeout(10_000)
 

@@ -74,7 +74,7 @@ CHAT = Dataset.from_dict({"prompt": [[{"role": "user", "content": "hi"}]]})
 )
 def test_what_the_constructor_refuses(given, message, tmp_path):
     refused(match=message, output_dir=tmp_path / "run", **given)
-    assert not (tmp_path / "run" / "spo_config.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_pad_token_is_the_end_token(tmp_path):

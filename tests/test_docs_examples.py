@@ -7,6 +7,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
+
+import train_spo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,4 +93,17 @@ def test_data_training_and_the_trained_model_fit_together(tmp_path, capsys, monk
     run("docs/data.md", capsys)
     run("README.md", capsys)
     assert (tmp_path / "my-model" / "critic" / "config.json").is_file()
+    train_an_adapter("my-run")
     run("docs/trained_model.md", capsys)
+    merged = AutoModelForSequenceClassification.from_pretrained("my-critic")
+    adapter = AutoPeftModelForSequenceClassification.from_pretrained("my-run/critic", num_labels=1)
+    ids = torch.tensor([[5, 6, 7]])
+    assert merged(ids).logits.item() == pytest.approx(adapter(ids).logits.item(), abs=1e-5)
+
+
+def train_an_adapter(run: str) -> None:
+    """Two steps of LoRA on the embedded model, with a critic on the same base."""
+    flags = "--model_name_or_path=assets/quickstart --use_peft --value_model_path=policy"
+    flags += " --dataset_name=my_problems.jsonl --reward_funcs=math_verify --max_steps=2"
+    flags += " --per_device_train_batch_size=8 --num_generations=8 --max_completion_length=8"
+    train_spo.main([*flags.split(), f"--output_dir={run}"])

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, cache_utils
 from transformers.cache_utils import (
+    CacheLayerMixin,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -103,9 +104,9 @@ def select_rows(cache: DynamicCache, indices: Int[Tensor, " b"]) -> None:
 
 def cache_argument(decoder: nn.Module) -> str | None:
     """The name by which the decoder's forward pass takes a cache, and a mask over what is cached;
-    None: it takes none, or swallows them."""
+    None: it takes none, or swallows them. Since Transformers 5.24 all call it `cache`."""
     names = inspect.signature(decoder.forward).parameters
-    known = ("past_key_values", "cache_params") if "attention_mask" in names else ()
+    known = ("cache", "past_key_values", "cache_params") if "attention_mask" in names else ()
     return next((name for name in known if name in names), None)
 
 
@@ -181,13 +182,14 @@ class DecodeStep:
 
     def run(self, decoder: nn.Module) -> Float[Tensor, "b S H"]:
         """The last hidden states."""
-        name, mask = cache_argument(decoder), self.attention_mask
-        if mask is not None and name == "cache_params":  # a recurrent state has seen what is cached
+        mask = self.attention_mask
+        has_attention = any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
+        if mask is not None and not has_attention:  # a recurrent state has seen what is cached
             mask = mask[:, -self.input_ids.shape[1] :]
         return decoder(
             input_ids=self.input_ids,
             attention_mask=mask,
             position_ids=self.position_ids,
             use_cache=True,
-            **{name: self.cache},
+            **{cache_argument(decoder): self.cache},
         ).last_hidden_state

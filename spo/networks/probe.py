@@ -160,7 +160,7 @@ def _check_cache(network: Network) -> None:
     name = type(transformer(network.model)).__name__
     if cache_argument(base) is None:
         raise ValueError(
-            f"{name} takes no key-value cache (past_key_values), so SPO cannot sample from it; "
+            f"{name} takes no key-value cache, so SPO cannot sample from it; "
             "choose another model family."
         )
     if not can_select_rows(empty_cache(base.config)):

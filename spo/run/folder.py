@@ -54,27 +54,40 @@ SECONDS_TO_SEE = 30
 # --- choosing and preparing it ---------------------------------------------------------------
 
 
-def prepare_output_dir(args: SPOConfig, accelerator: Accelerator) -> Path:
-    """The run's folder, the same on every process; refuses one that holds another run."""
-    answer: list[Any] = [None, None]
+@contextmanager
+def prepared_output_dir(args: SPOConfig, accelerator: Accelerator) -> Iterator[Path]:
+    """The run's folder, the same on every process; refuses one that holds another run. Where what
+    follows fails, a folder that was made for it is taken away."""
+    answer: list[Any] = [None, None, False]
     if accelerator.is_main_process:
         try:
-            answer[0] = _prepare(args)
+            answer[0], answer[2] = _prepare(args)
         except OSError as error:
             answer[1] = f"output_dir cannot be written to: {error.strerror}: {error.filename}."
         except ValueError as error:
             answer[1] = str(error)
-    path, refusal = broadcast_object_list(answer)
+    path, refusal, is_new = broadcast_object_list(answer)
     if refusal:
         raise RunFolderError(refusal)
-    if accelerator.num_processes > 1:
-        run_id = broadcast_object_list([read_run(path).get("run_id")])[0]
-        if not all(gather_object([_sees(path, run_id)])):
-            raise RunFolderError(
-                f"{path} of the first machine is not there on another one: each writes its part of "
-                "a checkpoint, so name an output_dir on a file system that they share."
-            )
-    return path
+    try:
+        _check_shared(path, accelerator)
+        yield path
+    except BaseException:
+        if is_new and accelerator.is_main_process and os.listdir(path) == [RUN_FILE]:
+            shutil.rmtree(path)
+        raise
+
+
+def _check_shared(path: Path, accelerator: Accelerator) -> None:
+    """All machines see the folder."""
+    if accelerator.num_processes == 1:
+        return
+    run_id = broadcast_object_list([read_run(path).get("run_id")])[0]
+    if not all(gather_object([_sees(path, run_id)])):
+        raise RunFolderError(
+            f"{path} of the first machine is not there on another one: each writes its part of "
+            "a checkpoint, so name an output_dir on a file system that they share."
+        )
 
 
 def _sees(path: Path, run_id: str) -> bool:
@@ -85,7 +98,8 @@ def _sees(path: Path, run_id: str) -> bool:
     return seen
 
 
-def _prepare(args: SPOConfig) -> Path:
+def _prepare(args: SPOConfig) -> tuple[Path, bool]:
+    """The folder, and whether it is new."""
     output_dir = chosen_dir(args)
     if output_dir.is_file():
         raise RunFolderError(f"output_dir {output_dir} is a file; name a folder.")
@@ -94,10 +108,11 @@ def _prepare(args: SPOConfig) -> Path:
         _remove_run(output_dir)
     elif not resume and not checkpoints_in(output_dir):
         refuse_another_run(output_dir)  # with a checkpoint, train() may yet be told to resume
+    is_new = not output_dir.exists()
     output_dir.mkdir(parents=True, exist_ok=True)
     if not read_run(output_dir).get("run_id"):
         write_run(output_dir, run_id=_found_id(output_dir, bool(resume)) or uuid.uuid4().hex)
-    return output_dir
+    return output_dir, is_new
 
 
 def _found_id(output_dir: Path, resume: bool) -> str | None:
