@@ -13,14 +13,16 @@ from spo.config import SPOConfig
 from spo.generation.build import sampling_params
 from spo.generation.engine import SamplingParams
 from spo.generation.rollout_func import RolloutFunc
-from spo.generation.sampler import sample, search, uniforms
+from spo.generation.sampler import Sampler, sample, search, uniforms
 from spo.generation.text import completion_texts, eos_token_ids
 from spo.networks.batching import Sequences
+from spo.networks.build import build_policy
+from spo.networks.loading import lora_config
 from spo.networks.network import Network, Numerics
 from spo.networks.prefill import PreallocatedLayer, SharedPrompts
 from spo.networks.room import RowsInFlight
 from spo.prompts import PromptBatch
-from spo.scoring import score_rows
+from spo.scoring import score_rows, token_columns
 
 PROMPTS = [[65, 66, 67], [65, 66, 67], [70], [71, 72, 73, 74, 75, 76], [80, 81], [90, 91, 92]]
 
@@ -465,3 +467,37 @@ def test_special_tokens_are_in_no_text_and_have_no_width():
     texts, ends = completion_texts(tokenizer, [[tiny.BOS, 65, tiny.PAD, 66, tiny.EOS]])
     assert texts == ["AB"]
     assert ends == [[0, 1, 1, 2, 2]]
+
+
+@pytest.mark.parametrize(("dtype", "merge"), [("float32", True), ("bfloat16", False)])
+def test_the_samplers_log_probs_are_the_policys(dtype, merge):
+    completions = _adapted(dtype)[1](merge)
+    assert completions.token_logprobs_sampler is None
+    assert completions.token_logprobs is not None
+
+
+def test_an_adapter_merged_into_16_bits_counts_as_another_engine():
+    """Its numbers are a hundredth of the weights' last digit, and are lost there."""
+    policy, run_with = _adapted("bfloat16")
+    merged = run_with(True)
+    assert merged.token_logprobs is None
+    assert merged.token_entropies is None
+    scored = token_columns(merged, policy, None, SPOConfig())["token_logprobs_old"]
+    apart = [
+        np.abs(np.subtract(a, b))
+        for a, b in zip(scored, merged.token_logprobs_sampler, strict=True)
+    ]
+    assert 0 < np.concatenate(apart).mean() < 0.1
+
+
+def _adapted(dtype):
+    """A policy with a small adapter, and a function that samples from it, merged or not."""
+    torch.manual_seed(0)
+    model = tiny.tiny_llama().to(getattr(torch, dtype))
+    policy = build_policy(model, lora_config(4, 8))
+    for name, weight in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=1e-3)
+    batch = dataclasses.replace(prompt_batch(6), prompt_ids=PROMPTS)
+    params = SamplingParams(6, ())
+    return policy, lambda merge: Sampler(policy, seed=0, merge=merge)(batch, params, 1)

@@ -5,6 +5,7 @@ import pytest
 import tiny_runs as runs
 import torch
 
+from spo.generation.decoder import PlainDecoder
 from spo.networks.batching import Sequences
 from spo.networks.network import Network
 from spo.scoring import score_rows
@@ -12,22 +13,25 @@ from spo.scoring import score_rows
 
 @pytest.fixture
 def small_memory(monkeypatch):
-    """A forward pass over more rows than `limit` finds no memory; `passes` are those it was asked
-    for."""
+    """A pass over more rows than `limit` finds no memory, whether it runs the modules or decodes by
+    plain functions; `passes` are those it was asked for."""
 
     class Memory:
         limit, passes = 3, []
 
-    whole = Network.forward
+    def limited(whole):
+        def run(self, batch, *want):
+            rows = len(batch.input_ids)
+            Memory.passes.append(rows)
+            if rows > Memory.limit:
+                raise torch.OutOfMemoryError("no memory")
+            return whole(self, batch, *want)
 
-    def forward(self, batch, want):
-        rows = len(batch.input_ids)
-        Memory.passes.append(rows)
-        if rows > Memory.limit:
-            raise torch.OutOfMemoryError("no memory")
-        return whole(self, batch, want)
+        return run
 
-    monkeypatch.setattr(Network, "forward", forward)
+    forward = limited(Network.forward)
+    monkeypatch.setattr(Network, "forward", lambda self, batch, want: forward(self, batch, want))
+    monkeypatch.setattr(PlainDecoder, "__call__", limited(PlainDecoder.__call__))
     Memory.passes.clear()
     return Memory
 

@@ -24,12 +24,15 @@ from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
-from spo.networks.network import Network, decoder, transformer
+from spo.networks.network import Network, decoder
 from spo.networks.prefill import DecodeStep, SharedPrompts, select_rows
-from spo.networks.probe import PROMPT_LENGTHS, random_ids
+from spo.networks.probe import random_ids
 
 LLAMA_LIKE = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Decoders of which `PlainDecoder` reads every part."""
+
+PROMPT_LENGTHS = (14, 2, 4)
+"""Of the prompts that both are tried with."""
 
 Rotation = tuple[Float[Tensor, "b 1 D"], Float[Tensor, "b 1 D"]]
 """Cosines, and sines with the sign of the half that they are multiplied with."""
@@ -164,7 +167,8 @@ def is_plain(network: Network, merge: bool) -> bool:
             ours = _log_probs(network, PlainDecoder(network, merged))
     finally:
         network.train(training)
-    return bool((ours - theirs).abs().max() <= tolerance(network) * theirs.abs().max())
+    tolerance = 0.05 if network.in_16_bits else 2e-6
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
 
 
 def has_known_parts(model: nn.Module) -> bool:
@@ -180,14 +184,6 @@ def has_known_parts(model: nn.Module) -> bool:
             getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)
         ]
     return all(type(part).__module__ == type(model).__module__ for part in parts)
-
-
-def tolerance(network: Network) -> float:
-    """Relative, of log-probs."""
-    wide = (
-        transformer(network.model).dtype.itemsize > 2 and network.numerics.mixed_precision == "no"
-    )
-    return 2e-6 if wide else 0.05
 
 
 def _log_probs(

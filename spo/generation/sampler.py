@@ -39,6 +39,10 @@ LOOK_EVERY = 8
 class Sampler:
     """The policy as its own generator.
 
+    Weights of 16 bits have no room for a small adapter: most of it is rounded away when it is
+    merged into them. What samples then is not quite what is trained, and its log-probs count as
+    another engine's (`spo.mismatch`); old log-probs and entropies come from a pass of their own.
+
     Args:
         policy: the network that samples.
         seed: of all params.
@@ -55,7 +59,15 @@ class Sampler:
         self.policy.train(False)
         with self.policy.merged(self.merge) as merged:
             decode = PlainDecoder(self.policy, merged) if self.is_plain else None
-            return sample(self.policy, prompts.prompt_ids, noise, params, self.in_flight, decode)
+            samples = sample(self.policy, prompts.prompt_ids, noise, params, self.in_flight, decode)
+        if merged and self.policy.in_16_bits:
+            return Completions(
+                samples.prompt_ids,
+                samples.token_ids,
+                samples.truncated,
+                token_logprobs_sampler=samples.token_logprobs,
+            )
+        return samples
 
     def load(self, policy: Network) -> None:
         """It samples from the policy as it is."""

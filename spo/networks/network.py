@@ -84,6 +84,12 @@ class Network(nn.Module):
         return decoder(self.model).config
 
     @property
+    def in_16_bits(self) -> bool:
+        """Its products are, whatever its weights are kept in."""
+        is_mixed = self.numerics.mixed_precision != "no"
+        return is_mixed or transformer(self.model).dtype.itemsize == 2
+
+    @property
     def can_share_prompts(self) -> bool:
         """A prompt may be computed once for several completions, forward and backward; FSDP2 knows
         one forward pass per backward pass."""
