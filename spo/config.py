@@ -374,7 +374,8 @@ class SPOConfig:
     merge_adapter: bool = option(
         True,
         "While sampling, add the LoRA adapter to a copy of the weights it changes, unless they are "
-        "quantised: faster, and that copy is the price in memory.",
+        "quantised: faster, and that copy is the price in memory. In 16 bits it rounds: old "
+        "log-probs are then scored, and the samples corrected as another engine's.",
         ROLLOUT,
     )
     reward_weights: list[float] | None = option(

@@ -477,7 +477,7 @@ def test_the_samplers_log_probs_are_the_policys(dtype, merge):
 
 
 def test_an_adapter_merged_into_16_bits_counts_as_another_engine():
-    """Its numbers are a hundredth of the weights' last digit, and are lost there."""
+    """Much of it is below the weights' last digit."""
     policy, run_with = _adapted("bfloat16")
     merged = run_with(True)
     assert merged.token_logprobs is None

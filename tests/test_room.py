@@ -95,8 +95,8 @@ def test_a_run_trains_the_same_with_little_memory(tmp_path, small_memory):
     given = {"eval_dataset": runs.prompts(5), "beta": 0.1, "adam_epsilon": 1e-3}
     expected = trainer_of(tmp_path / "a", **given)
     expected.train()
-    small_memory.limit = 2
     found = trainer_of(tmp_path / "b", **given)
+    small_memory.limit = 2
     with pytest.warns(UserWarning, match="Out of memory"):
         found.train()
     assert runs.largest_difference(runs.weights_of(expected), runs.weights_of(found)) < 1e-5

@@ -39,7 +39,7 @@ LOOK_EVERY = 8
 class Sampler:
     """The policy as its own generator.
 
-    Weights of 16 bits have no room for a small adapter: most of it is rounded away when it is
+    Weights of 16 bits have no room for a small adapter: much of it is rounded away when it is
     merged into them. What samples then is not quite what is trained, and its log-probs count as
     another engine's (`spo.mismatch`); old log-probs and entropies come from a pass of their own.
 
