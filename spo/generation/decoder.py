@@ -2,7 +2,7 @@
 the weights of its modules.
 
 While sampling a model of Transformers spends more time on saying what to compute than on computing:
-75 operations a layer, each dispatched and launched by itself. Here they are 40: one product for
+75 operations a layer, each dispatched and launched by itself. Here they are 42: one product for
 queries, keys and values and one for both halves of the MLP, as merged weights are new ones anyway;
 queries and keys rotated together; no search through masks. Prompts go through the modules.
 
