@@ -3,14 +3,14 @@
 check: ## what has to pass before a commit
 	ruff check .
 	ruff format --check .
-	python -m pytest
+	python -m pytest -n auto --dist loadfile
 
 format:
 	ruff check --fix .
 	ruff format .
 
 test:
-	python -m pytest
+	python -m pytest -n auto --dist loadfile
 
 .PHONY: space
 space: ## build/space and build/space-static, ready to upload to Hugging Face Spaces

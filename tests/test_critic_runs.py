@@ -68,30 +68,40 @@ def test_it_learns_and_a_stopped_run_continues_exactly(name, tmp_path):
     assert np.std(last.token_values[last.completion_mask]) > 0
 
 
-@pytest.mark.parametrize("name", [*CRITICS, "network"])
-def test_the_policy_never_learns_of_the_reference(name, tmp_path):
-    """At learning rate 0: prompts, completions, log-probs, evaluations and what the reward
-    functions are given are those of a run without a critic."""
-    told: dict[str, list] = {"with": [], "without": []}
+def told_to_rewards(folder, **settings) -> list[str]:
+    """Two steps and evaluations at learning rate 0 -> what the reward functions were given."""
+    told = []
 
-    def rewards_of(which):
-        def low_bytes(completion_ids, **columns):
-            shown = {k: v for k, v in columns.items() if isinstance(v, list)}
-            told[which].append(json.dumps([completion_ids, shown], default=str))
-            return runs.low_bytes(completion_ids)
-
-        return low_bytes
+    def low_bytes(completion_ids, **columns):
+        shown = {k: v for k, v in columns.items() if isinstance(v, list)}
+        told.append(json.dumps([completion_ids, shown], default=str))
+        return runs.low_bytes(completion_ids)
 
     same = {"learning_rate": 0.0, "eval_dataset": with_references(3), "max_steps": 2}
+    build(folder, reward_funcs=low_bytes, **same, **settings).train()
+    return told
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    """The folder of a run without a critic, and what its rewards were given."""
+    folder = tmp_path_factory.mktemp("without")
+    return folder, told_to_rewards(folder)
+
+
+@pytest.mark.parametrize("name", [*CRITICS, "network"])
+def test_the_policy_never_learns_of_the_reference(name, without, tmp_path):
+    """At learning rate 0: prompts, completions, log-probs, evaluations and what the reward
+    functions are given are those of a run without a critic."""
     settings = (CRITICS | WITH_NETWORK)[name]
-    build(tmp_path / "with", reward_funcs=rewards_of("with"), **same, **settings).train()
-    adapter = {"peft_config": settings["peft_config"]} if "peft_config" in settings else {}
-    build(tmp_path / "without", reward_funcs=rewards_of("without"), **same, **adapter).train()
+    told = told_to_rewards(tmp_path / "with", **settings)
+    folder, told_without = without
+    if "peft_config" in settings:
+        folder = tmp_path / "without"
+        told_without = told_to_rewards(folder, peft_config=settings["peft_config"])
     if "monte_carlo" not in settings.get("value_sources", ()):  # it has its own calls
-        assert told["with"] == told["without"]
-    pairs = zip(
-        runs.rollouts_of(tmp_path / "with"), runs.rollouts_of(tmp_path / "without"), strict=True
-    )
+        assert told == told_without
+    pairs = zip(runs.rollouts_of(tmp_path / "with"), runs.rollouts_of(folder), strict=True)
     for ours, theirs in pairs:
         for column in ("prompts", "completions", "prompt_ids", "ragged_token_ids"):
             assert getattr(ours.rollouts, column) == getattr(theirs.rollouts, column)
@@ -99,7 +109,7 @@ def test_the_policy_never_learns_of_the_reference(name, tmp_path):
         np.testing.assert_array_equal(*logprobs)
     evaluations = [
         [{k: v for k, v in line.items() if k.startswith("eval/")} for line in runs.metrics_of(run)]
-        for run in (tmp_path / "with", tmp_path / "without")
+        for run in (tmp_path / "with", folder)
     ]
     assert evaluations[0] == evaluations[1]
     assert any("eval/reward" in line for line in evaluations[0])

@@ -117,18 +117,28 @@ def call(environment: Path, command: list[str], cwd: Path) -> subprocess.Complet
 SMALL = ["--max_steps=2", "--eval_size=0", "--report_to=none", "--output_dir=run"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["spo-train"], ["python", "-m", "accelerate.commands.launch", "--cpu", "-m", "spo.train"]],
-    ids=["spo-train", "accelerate launch"],
-)
-def test_an_installed_wheel_trains_without_the_repository(environment, command, tmp_path):
-    done = call(environment, [*command, *SMALL], tmp_path)
-    assert "2/2" in done.stdout
-    assert (tmp_path / "run" / "model.safetensors").is_file()
-    recorded = load_rollouts(tmp_path / "run" / "rollouts" / "step-000002.parquet")
+@pytest.fixture(scope="module")
+def trained(environment, tmp_path_factory) -> tuple[Path, str]:
+    """The folder in which `spo-train` was called, and what it printed."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    return folder, call(environment, ["spo-train", *SMALL], folder).stdout
+
+
+def assert_trained(folder: Path, printed: str) -> None:
+    assert "2/2" in printed
+    assert (folder / "run" / "model.safetensors").is_file()
+    recorded = load_rollouts(folder / "run" / "rollouts" / "step-000002.parquet")
     assert np.isfinite(recorded.credit.token_advantages).any()
-    assert str(REPOSITORY) not in done.stdout + (tmp_path / "run" / "spo_config.json").read_text()
+    assert str(REPOSITORY) not in printed + (folder / "run" / "spo_config.json").read_text()
+
+
+def test_an_installed_wheel_trains_without_the_repository(trained):
+    assert_trained(*trained)
+
+
+def test_it_trains_under_accelerate_launch(environment, tmp_path):
+    launch = ["python", "-m", "accelerate.commands.launch", "--cpu", "-m", "spo.train"]
+    assert_trained(tmp_path, call(environment, [*launch, *SMALL], tmp_path).stdout)
 
 
 def test_an_installed_wheel_reads_its_own_recipes(environment, tmp_path):
@@ -139,19 +149,18 @@ def test_an_installed_wheel_reads_its_own_recipes(environment, tmp_path):
     assert "GiB" in done.stdout
 
 
-def test_the_installed_inspector_shows_the_run_in_a_browser(environment, tmp_path):
-    context = browser.browser_context()
-    call(environment, ["spo-train", *SMALL], tmp_path)
+def test_the_installed_inspector_shows_the_run_in_a_browser(environment, trained):
+    context, folder = browser.browser_context(), trained[0]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [environment / "bin" / "spo-inspect", "run", "--port", str(port)]
-    app = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    app = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
         assert any("Running on" in line for line in app.stdout), "the app ended"
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{port}/#step=2")
-        path = tmp_path / "run" / "rollouts" / "step-000002.parquet"
+        path = folder / "run" / "rollouts" / "step-000002.parquet"
         text = load_rollouts(path).rollouts.completions[0].strip().splitlines()[0]
         page.wait_for_function("text => document.body.innerText.includes(text)", arg=text)
         page.close()
