@@ -7,6 +7,7 @@ is shown is made in spo/inspector.
 import argparse
 import contextlib
 import os
+import re
 import socket
 import sys
 import warnings
@@ -32,6 +33,8 @@ from spo.inspector.ui import build
 HERE = Path(__file__).parent
 STATIC = Path(spo.inspector.__file__).parent / "static"
 SAMPLES = HERE / "assets" / "sample_rollouts"
+IMPORTED = re.compile(r'\b(?:from|import)"\./([\w-]+\.js)"')
+"""What a built script of Gradio imports."""
 
 
 demo = build(Folder(SAMPLES))
@@ -50,9 +53,17 @@ def theme() -> gr.themes.Base:
 def head() -> str:
     """The style sheet; and what draws Gradio's charts, so that it loads while the first is made."""
     assets = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
-    early = [f"assets/{path.name}" for path in assets.glob("AltairPlot-*.js")]
+    waiting = [path.name for path in (*assets.glob("AltairPlot-*.js"), *assets.glob("Plot-*.js"))]
+    early: list[str] = []
+    while waiting:
+        name = waiting.pop()
+        if name not in early and (assets / name).is_file():
+            early.append(name)
+            waiting += IMPORTED.findall((assets / name).read_text(encoding="utf-8"))
     links = ['<link rel="stylesheet" href="inspector-static/style.css">']
-    return "".join([*links, *(f'<link rel="modulepreload" href="{path}">' for path in early)])
+    return "".join(
+        [*links, *(f'<link rel="modulepreload" href="assets/{name}">' for name in early)]
+    )
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):

@@ -83,7 +83,7 @@ def header(parts: Parts) -> None:
         parts["follow"] = gr.Checkbox(
             label="follow", container=False, min_width=100, scale=0, interactive=True
         )
-    parts["note"] = gr.HTML(visible=False)
+    parts["note"] = gr.HTML(padding=False, elem_classes="spo-note")
     parts["client"] = gr.Textbox(visible=False)
     parts["go"] = gr.Textbox(visible=False)
     parts["following"] = gr.Timer(2.0, active=False)
@@ -110,8 +110,8 @@ def run_tab(parts: Parts) -> None:
         "Phrases", "Words in segments, by the mean advantage of these segments; a row searches."
     )
     with gr.Row():
-        parts["credited"] = table(tables.PHRASE_COLUMNS, "most credited")
-        parts["blamed"] = table(tables.PHRASE_COLUMNS, "most blamed")
+        for name in ("credited", "blamed"):
+            parts[name] = table(tables.PHRASE_COLUMNS, f"most {name}")
     heading("All metrics", "Any number of metrics.jsonl.")
     parts["metric"] = gr.Dropdown(label="Metric", container=False)
     parts["metric_chart"] = chart("Metric")
@@ -204,7 +204,8 @@ def heading(title: str, words: str) -> None:
 
 
 def chart(label: str) -> gr.Plot:
-    return gr.Plot(label=label, show_label=False, visible=False, elem_classes="spo-chart")
+    """A chart; style.css hides an empty one, as Gradio may lose what makes a hidden one visible."""
+    return gr.Plot(label=label, show_label=False, elem_classes="spo-chart")
 
 
 def table(columns: tuple[str, ...], label: str, widths: tuple[float, ...] = ()) -> gr.Dataframe:
