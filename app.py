@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from starlette.staticfiles import StaticFiles
 import spo.inspector
 from spo.inspector.folder import Folder
 from spo.inspector.guard import LOCAL_HOSTS, Guard, known_hosts
+from spo.inspector.shows import Shows
 from spo.inspector.ui import build
 
 HERE = Path(__file__).parent
@@ -137,6 +139,12 @@ def check_mcp(args: argparse.Namespace) -> None:
         raise ValueError('--mcp needs the package mcp: pip install "gradio[mcp]".') from error
 
 
+def prepare(folder: Folder) -> None:
+    """Reads what the first view shows, which is asked for within seconds."""
+    for _ in Shows(folder).show("{}"):
+        pass
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     args.folder = args.folder or str(SAMPLES)
@@ -145,11 +153,13 @@ def main(argv: list[str] | None = None) -> None:
         check_token(args)
         check_port(args)
         check_mcp(args)
+        folder = Folder(args.folder)
         page = demo
         if args.folder != str(SAMPLES) or args.mcp or args.annotate:
-            page = build(Folder(args.folder), args.mcp, args.annotate)
+            page = build(folder, args.mcp, args.annotate)
     except ValueError as error:
         sys.exit(str(error))
+    threading.Thread(target=prepare, args=(folder,), daemon=True).start()
     launch(page, args)
 
 

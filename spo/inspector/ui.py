@@ -210,16 +210,16 @@ def chart(label: str) -> gr.Plot:
 
 def table(columns: tuple[str, ...], label: str, widths: tuple[float, ...] = ()) -> gr.Dataframe:
     """A table that sorts by a click on a head; its rows are links."""
-    share = sum(widths)
     return gr.Dataframe(
         headers=list(columns),
         datatype=["str" if name in WORDS else "number" for name in columns],
-        column_widths=[f"{100 * width / share:.1f}%" for width in widths] or None,
+        column_widths=[f"{max(70, int(86 * width))}px" for width in widths] or None,
         column_count=len(columns),
         interactive=False,
         label=label,
         show_label=False,
         max_height=420,
+        min_width=300,
         buttons=[],
         wrap=False,
         elem_classes="spo-table",

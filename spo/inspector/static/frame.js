@@ -82,6 +82,6 @@ export class Frame {
 
   setColour(colour, group) {
     const lacking = { value: !group.values, gap: !group.logprobs_ref };
-    press(this.element, "colour", colour, (value) => lacking[value] ?? false);
+    press(this.colours, "colour", colour, (value) => lacking[value] ?? false);
   }
 }
