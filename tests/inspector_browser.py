@@ -49,7 +49,7 @@ def browser_context():
     context = driver.chromium.launch_persistent_context(
         profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1400, "height": 900}
     )
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
 
     def close():
         context.close()

@@ -52,7 +52,7 @@ def build(folder: Folder, mcp: bool = False, annotate: bool = False) -> gr.Block
                 "critic": critic_tab,
                 "hacking": hacking_tab,
                 "step": step_tab,
-                "read": lambda parts: read_tab(parts, folder, annotate),
+                "read": lambda parts: read_tab(parts, shows, annotate),
                 "search": search_tab,
                 "compare": compare_tab,
             }
@@ -139,12 +139,12 @@ def step_tab(parts: Parts) -> None:
     )
 
 
-def read_tab(parts: Parts, folder: Folder, annotate: bool) -> None:
+def read_tab(parts: Parts, shows: Shows, annotate: bool) -> None:
     gr.HTML(
         html_template=source("reader.html"),
         js_on_load=READ,
         apply_default_css=False,
-        server_functions=page_functions(folder),
+        server_functions=page_functions(shows.folder, shows.histories),
     )
     with gr.Accordion("Rendered: Markdown and LaTeX", open=False) as parts["rendering"]:
         parts["chat"] = gr.Chatbot(

@@ -68,10 +68,10 @@ export class CompletionText {
   inWindow() {
     const { left, right } = this.element.getBoundingClientRect();
     if (right < 0 || left > innerWidth) return [];
-    const top = ({ element }) => element.getBoundingClientRect().top;
-    const from = firstWhere(this.blocks, (block) => top(block) > 0);
-    const to = firstWhere(this.blocks, (block) => top(block) > innerHeight);
-    return this.blocks.slice(Math.max(0, from - 1), to);
+    return this.blocks.filter(({ element }) => {
+      const { top, bottom } = element.getBoundingClientRect();
+      return bottom > 0 && top < innerHeight;
+    });
   }
 
   paintBlock({ start, stop }, look) {
@@ -95,17 +95,6 @@ export class CompletionText {
     span.focus({ preventScroll: true });
     span.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
-}
-
-/** The first place of a sorted list that passes; its length where none does. */
-function firstWhere(list, passes) {
-  let [low, high] = [0, list.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (passes(list[middle])) high = middle;
-    else low = middle + 1;
-  }
-  return low;
 }
 
 /** A token's text for a label. */
