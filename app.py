@@ -7,8 +7,10 @@ is shown is made in spo/inspector.
 import argparse
 import contextlib
 import os
+import re
 import socket
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -27,11 +29,14 @@ from starlette.staticfiles import StaticFiles
 import spo.inspector
 from spo.inspector.folder import Folder
 from spo.inspector.guard import LOCAL_HOSTS, Guard, known_hosts
+from spo.inspector.shows import Shows
 from spo.inspector.ui import build
 
 HERE = Path(__file__).parent
 STATIC = Path(spo.inspector.__file__).parent / "static"
 SAMPLES = HERE / "assets" / "sample_rollouts"
+IMPORTED = re.compile(r'\b(?:from|import)"\./([\w-]+\.js)"')
+"""What a built script of Gradio imports."""
 
 
 demo = build(Folder(SAMPLES))
@@ -50,9 +55,17 @@ def theme() -> gr.themes.Base:
 def head() -> str:
     """The style sheet; and what draws Gradio's charts, so that it loads while the first is made."""
     assets = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
-    early = [f"assets/{path.name}" for path in assets.glob("AltairPlot-*.js")]
+    waiting = [path.name for path in (*assets.glob("AltairPlot-*.js"), *assets.glob("Plot-*.js"))]
+    early: list[str] = []
+    while waiting:
+        name = waiting.pop()
+        if name not in early and (assets / name).is_file():
+            early.append(name)
+            waiting += IMPORTED.findall((assets / name).read_text(encoding="utf-8"))
     links = ['<link rel="stylesheet" href="inspector-static/style.css">']
-    return "".join([*links, *(f'<link rel="modulepreload" href="{path}">' for path in early)])
+    return "".join(
+        [*links, *(f'<link rel="modulepreload" href="assets/{name}">' for name in early)]
+    )
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
@@ -126,6 +139,12 @@ def check_mcp(args: argparse.Namespace) -> None:
         raise ValueError('--mcp needs the package mcp: pip install "gradio[mcp]".') from error
 
 
+def prepare(folder: Folder) -> None:
+    """Reads what the first view shows, which is asked for within seconds."""
+    for _ in Shows(folder).show("{}"):
+        pass
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     args.folder = args.folder or str(SAMPLES)
@@ -134,11 +153,13 @@ def main(argv: list[str] | None = None) -> None:
         check_token(args)
         check_port(args)
         check_mcp(args)
+        folder = Folder(args.folder)
         page = demo
         if args.folder != str(SAMPLES) or args.mcp or args.annotate:
-            page = build(Folder(args.folder), args.mcp, args.annotate)
+            page = build(folder, args.mcp, args.annotate)
     except ValueError as error:
         sys.exit(str(error))
+    threading.Thread(target=prepare, args=(folder,), daemon=True).start()
     launch(page, args)
 
 

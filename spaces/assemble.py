@@ -16,6 +16,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from spo.inspector.export import export_group  # noqa: E402
 from spo.inspector.folder import Folder  # noqa: E402
+from spo.inspector.history import Histories  # noqa: E402
 from spo.inspector.reading import read_step  # noqa: E402
 
 IMPORTED = """
@@ -60,9 +61,9 @@ def assemble_static(target: Path) -> None:
     folder = Folder(REPOSITORY / "assets" / "sample_rollouts")
     number, path = list(folder.steps(run).paths.items())[-1]
     place = {"run": run, "step": number, "group": group}
-    html = export_group(
-        read_step(path), group, None, place, f"run={run}&prompt={group}&completion=7&token=3"
-    )
+    history = Histories(folder).get(run)
+    view = f"run={run}&prompt={group}&completion=7&token=3"
+    html = export_group(read_step(path), group, None, place, view, history)
     (target / "index.html").write_text(html, encoding="utf-8")
     shutil.copy(REPOSITORY / "spaces" / "static" / "README.md", target)
 

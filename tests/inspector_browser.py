@@ -59,7 +59,7 @@ def _started():
     context = driver.chromium.launch_persistent_context(
         profile, executable_path=found[0], args=FLAGS, viewport={"width": 1400, "height": 900}
     )
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
 
     def close():
         context.close()

@@ -23,7 +23,7 @@ def test_wrong_queries_are_one_sentence(run, query):
 def test_search_counts_what_a_plain_loop_counts(run):
     paths = Folder(run).steps("alpha").paths
     query = {"advantage_max": -0.5, "entropy_min": 1.0, "text": "the"}
-    (found,) = search.search_run(paths, query, every=60)
+    (found,) = search.search_run(paths, query, first=60)
     for number, path in paths.items():
         step = read_step(path)
         assert found.counts[number] == sum(1 for _ in matching_segments(step))
@@ -41,9 +41,9 @@ def test_search_counts_what_a_plain_loop_counts(run):
 
 def test_the_largest_are_kept_of_more_than_are_shown(run, monkeypatch):
     paths = Folder(run).steps("alpha").paths
-    (every,) = search.search_run(paths, {"entropy_min": 0.0}, every=60)
+    (every,) = search.search_run(paths, {"entropy_min": 0.0}, first=60)
     monkeypatch.setattr(search, "MAX_MATCHES", 5)
-    (few,) = search.search_run(paths, {"entropy_min": 0.0}, every=60)
+    (few,) = search.search_run(paths, {"entropy_min": 0.0}, first=60)
     assert few.counts == every.counts
     sizes = [abs(match["advantage"]) for match in few.matches]
     assert sizes == [abs(match["advantage"]) for match in every.matches[:5]]
@@ -51,10 +51,10 @@ def test_the_largest_are_kept_of_more_than_are_shown(run, monkeypatch):
 
 def test_a_step_too_large_is_searched_prompt_by_prompt(run, monkeypatch):
     paths = Folder(run).steps("alpha").paths
-    (whole,) = search.search_run(paths, {"text": "the"}, every=60)
+    (whole,) = search.search_run(paths, {"text": "the"}, first=60)
     tokens = int(read_step(paths[1]).rollouts.lengths.sum())
     monkeypatch.setattr(bounded, "MAX_VALUES", tokens * 2 // 3)
-    (parts,) = search.search_run(paths, {"text": "the"}, every=60)
+    (parts,) = search.search_run(paths, {"text": "the"}, first=60)
     assert parts.counts == whole.counts
     assert parts.matches == whole.matches
 
@@ -63,7 +63,7 @@ def test_an_unreadable_step_is_skipped_and_the_others_are_searched(tmp_path):
     shown = write_run(tmp_path / "beta", steps=(1, 2))
     path = shown / "rollouts" / "step-000002.parquet"
     path.write_bytes(b"PAR1" + b"\xff" * 400 + b"PAR1")
-    (found,) = search.search_run(Folder(shown).steps("beta").paths, {"entropy_min": 0.0}, every=60)
+    (found,) = search.search_run(Folder(shown).steps("beta").paths, {"entropy_min": 0.0}, first=60)
     assert found.counts[1] > 0
     assert "damaged" in found.skipped[2]
 
@@ -87,8 +87,22 @@ def matching_segments(step):
 def test_texts_cut_elsewhere_are_searched_all_the_same(run, monkeypatch):
     """Where token ends do not cover a completion, the segments are cut out one by one."""
     paths = Folder(run).steps("alpha").paths
-    (quick,) = search.search_run(paths, {"text": "sum|日"}, every=60)
+    (quick,) = search.search_run(paths, {"text": "sum|日"}, first=60)
     monkeypatch.setattr(search, "segment_texts", lambda *_: None)
-    (careful,) = search.search_run(paths, {"text": "sum|日"}, every=60)
+    (careful,) = search.search_run(paths, {"text": "sum|日"}, first=60)
     assert quick.counts == careful.counts
     assert quick.matches == careful.matches
+
+
+@pytest.mark.parametrize(
+    "text", ["no such words", "sum|日", "(?i)THE", "^ ?[a-z]", r"the\b", "[^x]$"]
+)
+def test_a_file_passed_over_holds_no_match(run, monkeypatch, text):
+    """A pattern that no completion has is answered without the other columns; the others, and
+    those that look beside a match, as if all had been read."""
+    paths = Folder(run).steps("alpha").paths
+    (found,) = search.search_run(paths, {"text": text}, first=60)
+    monkeypatch.setattr(search, "occurs", lambda *_: True)
+    (careful,) = search.search_run(paths, {"text": text}, first=60)
+    assert (found.counts, found.matches) == (careful.counts, careful.matches)
+    assert bool(found.matches) == (text != "no such words")

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from inspector_browser import WIDTHS, Visit, first_token_is_seen, saved, shown_ids
 
+from spo.inspector.charts import plain_charts
+from spo.inspector.export import export_group
+from spo.inspector.folder import Folder
+from spo.inspector.history import Histories
 from spo.inspector.whatif import what_if
 
 pytest_plugins = ["inspector_plugin"]
@@ -69,6 +73,43 @@ def test_exported_file_works_offline(visit, root, tmp_path):
         np.testing.assert_array_equal(shown_ids(exported), credit.segment_ids[5, :length])
         assert exported.problems == []
         assert all(url.startswith(("file:", "data:", "blob:")) for url in exported.requests)
+
+
+DRAWN = """
+() => [...document.querySelectorAll('.run-charts canvas')].map((canvas) => {
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const colours = new Set();
+  for (let at = 0; at < data.length; at += 4)
+    if (data[at + 3] > 200) colours.add(data.slice(at, at + 3).join());
+  return colours.size;
+})
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_exported_file_holds_the_charts_of_the_run(root, tmp_path, scheme):
+    folder, place = Folder(root), {"run": "alpha", "step": 2, "group": 0}
+    history = Histories(folder).get("alpha")
+    path = tmp_path / "export.html"
+    path.write_text(export_group(saved(root), 0, None, place, history=history), encoding="utf-8")
+    expected = plain_charts(history)
+    with Visit(path.as_uri(), scheme=scheme) as exported:
+        exported.page.wait_for_selector(".run-charts canvas")
+        titles = exported.ask(
+            "[...document.querySelectorAll('.run-charts figcaption')].map((x) => x.textContent)"
+        )
+        assert titles == [chart["title"] for chart in expected]
+        assert all(colours > 2 for colours in exported.ask(DRAWN))
+        legend = exported.text(".run-charts figure >> nth=0 >> .u-legend")
+        (reward,) = (chart for chart in expected if chart["title"] == "Reward")
+        shown = reward["lines"]["reward"][reward["steps"].index(2)]
+        assert f"{shown:g}" in legend  # the cursor starts at the step that the file shows
+        for width in (375, 1200):
+            exported.page.set_viewport_size({"width": width, "height": 800})
+            assert exported.ask("document.documentElement.scrollWidth") <= width
+        assert exported.problems == []
+        assert all(url.startswith(("file:", "data:", "blob:")) for url in exported.requests)
+    assert "Permission is hereby granted" in path.read_text(encoding="utf-8")
 
 
 def test_a_picture_holds_the_text_and_the_colours(visit, root, tmp_path):

@@ -51,6 +51,7 @@ def test_the_wheel_holds_what_the_repository_runs_on(wheel):
     info = {name for name in names if name.startswith("spo-") and ".dist-info/" in name}
     assert names - info == expected
     assert any(name.endswith("licenses/LICENSE") for name in info)
+    assert any(name.endswith("licenses/spo/inspector/static/uplot/LICENSE") for name in info)
 
 
 def test_its_metadata_is_that_of_the_repository(wheel):

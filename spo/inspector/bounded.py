@@ -138,7 +138,8 @@ def read_groups(file: pq.ParquetFile, names: list[str], groups) -> pa.Table:
     Text inside structs comes as dictionaries one row group at a time: pyarrow 26 cannot join them.
     """
     read = {"use_threads": False}  # quicker for files of this size
-    kinds = {name: file.schema_arrow.field(name).type for name in names}
+    arrow = file.schema_arrow  # made anew at every look
+    kinds = {name: arrow.field(name).type for name in names}
     nested = [name for name, kind in kinds.items() if not is_text(kind) and holds_text(kind)]
     plain = [name for name in names if name not in nested]
     table = file.read_row_groups(list(groups), plain, **read)

@@ -317,6 +317,20 @@ def metric_chart(history: History, name: str, look: Look, width: int) -> Spec:
     return document(look, data={"values": rows}, transform=transform, layer=layers, **size)
 
 
+def plain_charts(history: History, width: int = 5) -> list[dict[str, Any]]:
+    """The six charts as numbers alone: title, steps, and of each line its moving average there,
+    None where it has none."""
+    found = []
+    for title, names in CHARTS.items():
+        lines = {label: points(history, name, label, title, width) for name, label in names.items()}
+        steps = sorted({row["step"] for rows in lines.values() for row in rows})
+        at = {label: {row["step"]: row["average"] for row in rows} for label, rows in lines.items()}
+        known = {label: [x.get(step) for step in steps] for label, x in at.items() if x}
+        if len(steps) > 1:
+            found.append({"title": title.removesuffix(" (log)"), "steps": steps, "lines": known})
+    return found
+
+
 def even_choice(count: int, most: int) -> np.ndarray:
     """At most `most` positions, spread evenly, the last included."""
     if count <= most:

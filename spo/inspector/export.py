@@ -1,7 +1,7 @@
 """A prompt group -> one self-contained HTML file: opens from disk, offline, sliders working.
 
-The file holds the page's own modules joined into one script, and the answers of the server
-functions as data. Its content-security policy allows that script by hash and no connection.
+The file holds uPlot and the page's own modules joined into one script, and the answers of the
+server functions as data. Its content-security policy allows that script by hash and no connection.
 """
 
 import base64
@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from spo.inspector import views, whatif
+from spo.inspector import charts, views, whatif
+from spo.inspector.history import History
 from spo.inspector.step import Step
 
 STATIC = Path(__file__).parent / "static"
@@ -21,7 +22,12 @@ EXPORT = re.compile(r"^export (?:async )?(?:function|class|const) (\w+)", re.MUL
 
 
 def export_group(
-    step: Step, group: int, rows: list[int] | None, place: dict[str, Any], address: str = ""
+    step: Step,
+    group: int,
+    rows: list[int] | None,
+    place: dict[str, Any],
+    address: str = "",
+    history: History | None = None,
 ) -> str:
     """The HTML text.
 
@@ -31,6 +37,7 @@ def export_group(
             decided over the whole step.
         place: run, step and group as the page shows them.
         address: the part of the page's address after '#', so that the file opens in the same view.
+        history: the run, whose charts stand below; None: no charts.
     """
     check = whatif.check_saved(step)
     badge = whatif.badge(check, step.rollouts.num_generations)
@@ -42,23 +49,28 @@ def export_group(
     }
     if summary["in_browser"]:
         answers["get_credit_inputs"] = views.credit_inputs(step)
-    data = json.dumps({"answers": answers, "address": address}, allow_nan=False).replace(
-        "<", "\\u003c"
-    )
-    script = bundle("export_main.js")
+    run = {
+        "charts": charts.plain_charts(history) if history else [],
+        "look": {"step": place.get("step"), "colours": charts.LINE_COLOURS},
+    }
+    data = json.dumps({"answers": answers, "address": address} | run, allow_nan=False)
+    data = data.replace("<", "\\u003c")
+    licence = f"/* uPlot:\n{source('uplot/LICENSE')}*/\n"
+    script = licence + source("uplot/uPlot.iife.min.js") + bundle("export_main.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data: blob:"
     )
     title = html.escape(f"SPO {place.get('run')} · step {place.get('step')} · prompt {group + 1}")
-    style = source("style.css")
+    style = source("uplot/uPlot.min.css") + source("style.css")
+    below = '<section class="spo run-charts" aria-label="The run"></section>' if history else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{style}</style></head>"
-        f'<body class="exported">{source("reader.html")}'
+        f'<body class="exported">{source("reader.html")}{below}'
         f'<script type="application/json" id="spo-data">{data}</script>'
         f'<script type="module">{script}</script></body></html>\n'
     )

@@ -101,20 +101,22 @@ class Folder:
 
     def step_path(self, run: str, step: int) -> Path:
         """The file of one step; only this one is opened."""
-        for number, path, inside in self._files(run):
-            if number == step and inside and closes_as_parquet(path):
+        for _, path, inside in self._files(run, step):
+            if inside and closes_as_parquet(path):
                 return path
         raise ValueError(f"Run {run} has no readable step {step}.")
 
-    def _files(self, run: str) -> Iterator[tuple[int, Path, bool]]:
-        """(step, path, whether it stays in the folder once links are followed) of each file."""
+    def _files(self, run: str, only: int | None = None) -> Iterator[tuple[int, Path, bool]]:
+        """(step, path, whether it stays in the folder once links are followed) of each file, or of
+        those of one step."""
         kind = EVALUATIONS if run.endswith(f"/{EVALUATIONS}") else ""
         files = step_files(self._run(run), kind)
         home = files[0].parent.resolve()
         at_home = self.root.is_file() or home.is_relative_to(self.boundary)
         for position, path in enumerate(files):
-            inside = self.is_inside(path) if path.is_symlink() else at_home
-            yield step_number(path, default=position), path, inside
+            step = step_number(path, default=position)
+            if only in (None, step):
+                yield step, path, self.is_inside(path) if path.is_symlink() else at_home
 
     def curves(self, run: str) -> dict[str, list[list[float]]]:
         """Every numeric key of metrics.jsonl -> [[step, value], …], by step.

@@ -4,7 +4,7 @@ Limits are checked on the file's footer before any column is decoded (bounded.py
 are verified, and only the columns named here are read. Files without tokens go to foreign.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -136,12 +136,12 @@ def _one_prompt_each(file: pq.ParquetFile) -> bool:
         return False
     meta = file.metadata
     sizes = {meta.row_group(i).num_rows for i in range(meta.num_row_groups)}
-    return _lacking(file) == [] and sizes == {expected}
+    return _lacking(file.schema_arrow) == [] and sizes == {expected}
 
 
-def _lacking(file: pq.ParquetFile) -> list[str]:
+def _lacking(arrow: pa.Schema) -> list[str]:
     """The columns a rollout file must have and this one has not."""
-    found = set(file.schema_arrow.names)
+    found = set(arrow.names)
     return [name for name in NEEDED if name not in found]
 
 
@@ -153,7 +153,7 @@ def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Step:
     if not metadata[METADATA_KEY].startswith(b"{"):
         raise ValueError(f"{name}: its metadata is no JSON object.")
     details = _checked_details(read_metadata(metadata, name), name)
-    lacking = _lacking(file)
+    lacking = _lacking(file.schema_arrow)
     if lacking:
         return read_reduced(file, name, f"columns {', '.join(lacking)}")
 
@@ -282,22 +282,37 @@ def _check_groups(num_generations: int, rows: int, name: str) -> None:
 
 
 def read_columns(
-    path: Path, names: list[str], group: int | None = None
-) -> tuple[pa.Table, int, int]:
+    path: Path,
+    names: list[str],
+    group: int | None = None,
+    worth: Callable[[pa.ChunkedArray], bool] | None = None,
+) -> tuple[pa.Table, int, int] | None:
     """Some columns of a rollout file, or of one row group, whole and checked against each other.
 
+    Args:
+        worth: says of the completions whether the other columns are to be read at all.
+
     Returns:
-        the table, the completions per prompt, and the first row of the row group.
+        the table, the completions per prompt, and the first row of the row group; None where it
+        was not worth it.
 
     Raises:
         ValueError: the file has no tokens, or its columns do not fit.
     """
     with _opened(path, texts=[name for name in names if name in TEXT]) as file:
-        metadata = read_metadata(file.schema_arrow.metadata, path.name)
+        arrow = file.schema_arrow
+        metadata = read_metadata(arrow.metadata, path.name)
         size = metadata.get("num_generations")
-        if _lacking(file) or type(size) is not int or size < 1:
+        if _lacking(arrow) or type(size) is not int or size < 1:
             raise ValueError(f"{path.name} holds no tokens to search.")
-        table = bounded_table(file, names, path.name, group)
+        table = bounded_table(file, ["completion"] if worth else names, path.name, group)
+        if worth:
+            completions = table.column("completion")
+            if not worth(completions):
+                return None
+            others = [name for name in names if name != "completion"]
+            table = bounded_table(file, others, path.name, group)
+            table = table.append_column("completion", completions)
         arrays = {name: table.column(name).cast(EXPECTED.field(name).type) for name in names}
         table = pa.table(arrays).combine_chunks()
         first_row = sum(file.metadata.row_group(i).num_rows for i in range(group or 0))

@@ -4,8 +4,9 @@ Only the columns that a query needs are read, and stay ragged: N tokens of all c
 after the other. A search goes step by step, so that the first matches show at once.
 """
 
+import re
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from spo.inspector.text import char_ends
 from spo.inspector.views import bound, matches, number
 
 BUDGET = 0.4
+"""Seconds until the first matches are shown."""
+EVERY = 1.0
+"""And until the next: each time a table and a chart are drawn anew."""
 READERS = 2
 """Files read at once: what decodes Parquet and searches text lets other threads run."""
 Matches = tuple[int, list[dict[str, Any]]]
@@ -33,6 +37,8 @@ MEASURES = {
 }
 NEEDED = ("segment_ids", "token_advantages", "reward")
 TEXTS = ("completion", "token_ends")
+AT_A_PLACE = re.compile(r"[\^$]|\\[AzbB]")
+"""What in an RE2 pattern looks beside the match: a segment may have it, its completion not."""
 
 
 @dataclass
@@ -62,11 +68,25 @@ class Found:
         self.matches.sort(key=lambda match: -abs(match["advantage"] or 0.0))
         del self.matches[MAX_MATCHES:]
 
+    def finish(self, paths: dict[int, Path]) -> None:
+        """Sorts, and reads the texts of those that stayed: most are overtaken before."""
+        self.sort()
+        waiting = defaultdict(list)
+        for match in self.matches:
+            if "part" in match:
+                waiting[match["step"], match.pop("part")].append(match)
+        for (step, part), of_file in waiting.items():
+            try:
+                add_texts(paths[step], part, of_file)
+            except (ValueError, OSError, IndexError):  # written anew since
+                for match in of_file:
+                    match.setdefault("text", "")
+
 
 def search_run(
-    paths: dict[int, Path], query: dict[str, Any], every: float = BUDGET
+    paths: dict[int, Path], query: dict[str, Any], first: float = BUDGET
 ) -> Iterator[Found]:
-    """What was found so far, about every `every` seconds, and at the end.
+    """What was found so far, after `first` seconds, then about EVERY second, and at the end.
 
     Args:
         query: see `segments_of`.
@@ -76,7 +96,7 @@ def search_run(
     """
     check_query(query)
     found = Found(total=len(paths))
-    spoken = time.monotonic()
+    due = time.monotonic() + first
     steps = sorted(paths, reverse=True)  # the newest first
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[Future] = deque()
@@ -86,11 +106,11 @@ def search_run(
                 ahead.append(pool.submit(search_file, paths[coming], query, found.floor))
             take(found, step, ahead.popleft().result())
             found.done += 1
-            if time.monotonic() - spoken > every and found.done < found.total:
-                found.sort()
+            if time.monotonic() > due and found.done < found.total:
+                found.finish(paths)
                 yield found
-                spoken = time.monotonic()
-    found.sort()
+                due = time.monotonic() + EVERY
+    found.finish(paths)
     yield found
 
 
@@ -132,7 +152,7 @@ def find_in_run(paths: dict[int, Path], query: dict[str, Any], start: int = 0) -
         step = steps[position]
         take(found, step, search_file(paths[step], query, found.floor))
         position += 1
-    found.sort()
+    found.finish(paths)
     return {
         "counts": found.counts,
         "matches": found.matches,
@@ -150,21 +170,26 @@ def check_query(query: dict[str, Any]) -> None:
 
 
 def segments_of(
-    path: Path, query: dict[str, Any], group: int | None = None, floor: float = 0.0
-) -> tuple[int, list[dict[str, Any]]]:
-    """The segments of a file that match: how many, and the MAX_MATCHES with the largest |A|.
+    path: Path, query: dict[str, Any], part: int | None = None, floor: float = 0.0
+) -> Matches:
+    """The segments of a file that match: how many, and the MAX_MATCHES with the largest |A|; `part`
+    is in those whose text was not read yet.
 
     Args:
         query: `advantage_min`, `advantage_max` and the same for entropy and value (all read at
             the segment's first token) and reward (of the completion), all inclusive; `text`, an
             RE2 pattern searched in the segment's text.
-        group: only this row group.
+        part: only this row group.
         floor: matches whose |A| is not larger are counted and not returned; 0: all are.
     """
     asked = [column for measure, column in MEASURES.items() if is_asked(query, measure)]
     pattern = str(query.get("text") or "")
     names = list(dict.fromkeys([*NEEDED, *asked, *(TEXTS if pattern else ())]))
-    table, size, first_row = read_columns(path, names, group)
+    anywhere = pattern and not AT_A_PLACE.search(pattern)
+    found = read_columns(path, names, part, (lambda x: occurs(x, pattern)) if anywhere else None)
+    if found is None:
+        return 0, []
+    table, size, first_row = found
     lengths, starts, rows = segment_places(table)
     columns = measures(table, starts, rows)
     keep = np.ones(len(starts), dtype=bool)
@@ -184,25 +209,39 @@ def segments_of(
     sizes = np.abs(np.nan_to_num(columns["advantage"][chosen]))
     order = np.argsort(-sizes, kind="stable")[:MAX_MATCHES]
     chosen = chosen[order[(sizes[order] > floor) | (floor == 0.0)]]
-    if len(chosen) and not pattern:
-        texts, *_ = read_columns(path, ["segment_ids", *TEXTS], group)
-        shown = texts_of(texts, lengths, spans, chosen)
-    else:
-        shown = texts_of(table, lengths, spans, chosen) if pattern else []
-    found = []
-    for i, text in zip(chosen.tolist(), shown, strict=True):
+    texts = texts_of(table, lengths, spans, chosen) if pattern else None
+    shown = []
+    for at, i in enumerate(chosen.tolist()):
         row = int(rows[i]) + first_row
-        found.append(
+        shown.append(
             {
                 "group": row // size,
                 "completion": row % size,
                 "token": int(spans[1][i]),
                 "length": int(spans[2][i] - spans[1][i]),
-                "text": text[:200],
+                **({"text": texts[at][:200]} if texts else {"part": part}),
                 **{measure: number(column[i]) for measure, column in columns.items()},
             }
         )
-    return count, found
+    return count, shown
+
+
+def occurs(completions: pa.ChunkedArray, pattern: str) -> bool:
+    """Whether any completion matches; else none of its segments does."""
+    texts = completions.cast(pa.large_string()).combine_chunks()
+    return bool(matches(texts, pattern).any())
+
+
+def add_texts(path: Path, part: int | None, found: list[dict[str, Any]]) -> None:
+    """Reads what the matches of a file say, or of one of its row groups."""
+    table, size, first_row = read_columns(path, ["segment_ids", *TEXTS], part)
+    rows = np.array([match["group"] * size + match["completion"] for match in found]) - first_row
+    starts = np.array([match["token"] for match in found])
+    stops = starts + np.array([match["length"] for match in found])
+    lengths = np.diff(offsets(table, "segment_ids"))
+    texts = texts_of(table, lengths, (rows, starts, stops), np.arange(len(found)))
+    for match, text in zip(found, texts, strict=True):
+        match["text"] = text[:200]
 
 
 def is_asked(query: dict[str, Any], measure: str) -> bool:

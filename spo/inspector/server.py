@@ -15,13 +15,16 @@ from typing import Any
 from spo.inspector import export, picture, views, whatif
 from spo.inspector.bounded import TooLarge
 from spo.inspector.folder import Folder
+from spo.inspector.history import Histories
 from spo.inspector.reading import count_groups, read_group, read_step
 from spo.inspector.step import Step
 
 Query = dict[str, Any]
 
 
-def page_functions(folder: Folder) -> list[Callable[[Query], str]]:
+def page_functions(
+    folder: Folder, histories: Histories | None = None
+) -> list[Callable[[Query], str]]:
     """The server functions of the page, bound to the one folder it may read."""
     functions = (
         list_steps,
@@ -29,20 +32,20 @@ def page_functions(folder: Folder) -> list[Callable[[Query], str]]:
         get_credit_inputs,
         get_group,
         recompute,
-        export_group,
         draw_completion,
     )
-    return [envelope(function, folder) for function in functions]
+    exporting = envelope(export_group, folder, histories or Histories(folder))
+    return [*(envelope(function, folder) for function in functions), exporting]
 
 
-def envelope(function: Callable[[Folder, Query], dict], folder: Folder) -> Callable[[Query], str]:
-    """The function on one folder, answering with JSON text that says whether it worked."""
+def envelope(function: Callable[..., dict], *given: Folder | Histories) -> Callable[[Query], str]:
+    """The function on what it is given, answering with JSON text that says whether it worked."""
 
     def answer(query: Query) -> str:
         try:
             if not isinstance(query, dict):
                 raise ValueError("A request is one JSON object.")
-            result = {"ok": True, **function(folder, query)}
+            result = {"ok": True, **function(*given, query)}
         except (ValueError, OSError) as error:
             result = {"ok": False, "error": str(error)}
         return json.dumps(result, allow_nan=False)
@@ -133,13 +136,15 @@ def recompute(folder: Folder, query: Query) -> dict:
     return whatif.recompute(step_of(folder, query), integer(query, "group"), settings)
 
 
-def export_group(folder: Folder, query: Query) -> dict:
+def export_group(folder: Folder, histories: Histories, query: Query) -> dict:
     rows = query.get("rows")
     if rows is not None and not (isinstance(rows, list) and all(type(row) is int for row in rows)):
         raise ValueError("rows must be a list of positions in the group.")
     place = {key: query.get(key) for key in ("run", "step", "group")}
     group, address = integer(query, "group"), str(query.get("address", ""))
-    return {"html": export.export_group(step_of(folder, query), group, rows, place, address)}
+    history = histories.get(text(query, "run"))
+    step = step_of(folder, query)
+    return {"html": export.export_group(step, group, rows, place, address, history)}
 
 
 def draw_completion(folder: Folder, query: Query) -> dict:

@@ -111,7 +111,7 @@ class Shows:
                 case "compare":
                     yield self.compare(place)
         except (ValueError, OSError) as error:
-            yield {"note": gr.HTML(note(str(error)), visible=True)}
+            yield {"note": note(str(error))}
 
     def frame(self, place: Place) -> Values:
         runs = list(self.folder.runs())
@@ -122,7 +122,7 @@ class Shows:
             "overlay": gr.Dropdown(choices=others, value=overlay or None, visible=bool(others)),
             "average": width_of(place),
             "tabs": gr.Tabs(selected=place.tab),
-            "note": gr.HTML(visible=False),
+            "note": "",
         }
 
     # --- run ------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Shows:
         spec = critic_charts.critic_charts(history, line, wide(place), width_of(place))
         if spec is None:
             words = note("This run has no critic: these rollouts have no values.")
-            return {"critic_chart": plot(None), "misses": [], "note": gr.HTML(words, visible=True)}
+            return {"critic_chart": plot(None), "misses": [], "note": words}
         return {"critic_chart": plot(spec), "misses": tables.worst_misses(history)}
 
     def hacking(self, place: Place) -> Values:
@@ -248,7 +248,7 @@ class Shows:
         return {
             "step": gr.Dropdown(choices=[str(x) for x in steps.paths], value=str(place.step)),
             "prompts": rows,
-            "note": gr.HTML(note(f"Skipped: {skipped}."), visible=bool(skipped)),
+            "note": note(f"Skipped: {skipped}.") if skipped else "",
         }
 
     # --- search ---------------------------------------------------------------------------------
@@ -336,10 +336,8 @@ def labels(step: Step, first: int, count: int) -> list[tuple[str, int]]:
 
 
 def plot(spec: Spec | None) -> gr.Plot:
-    """The chart; nothing at all where there is nothing to draw."""
-    if spec is None:
-        return gr.Plot(visible=False)
-    return gr.Plot(PlotData(type="altair", plot=json.dumps(spec)), visible=True)
+    """The chart; an empty one where there is nothing to draw."""
+    return gr.Plot(spec and PlotData(type="altair", plot=json.dumps(spec)))
 
 
 def wide(place: Place) -> Look:

@@ -52,7 +52,7 @@ def build(folder: Folder, mcp: bool = False, annotate: bool = False) -> gr.Block
                 "critic": critic_tab,
                 "hacking": hacking_tab,
                 "step": step_tab,
-                "read": lambda parts: read_tab(parts, folder, annotate),
+                "read": lambda parts: read_tab(parts, shows, annotate),
                 "search": search_tab,
                 "compare": compare_tab,
             }
@@ -83,7 +83,7 @@ def header(parts: Parts) -> None:
         parts["follow"] = gr.Checkbox(
             label="follow", container=False, min_width=100, scale=0, interactive=True
         )
-    parts["note"] = gr.HTML(visible=False)
+    parts["note"] = gr.HTML(padding=False, elem_classes="spo-note")
     parts["client"] = gr.Textbox(visible=False)
     parts["go"] = gr.Textbox(visible=False)
     parts["following"] = gr.Timer(2.0, active=False)
@@ -110,8 +110,8 @@ def run_tab(parts: Parts) -> None:
         "Phrases", "Words in segments, by the mean advantage of these segments; a row searches."
     )
     with gr.Row():
-        parts["credited"] = table(tables.PHRASE_COLUMNS, "most credited")
-        parts["blamed"] = table(tables.PHRASE_COLUMNS, "most blamed")
+        for name in ("credited", "blamed"):
+            parts[name] = table(tables.PHRASE_COLUMNS, f"most {name}")
     heading("All metrics", "Any number of metrics.jsonl.")
     parts["metric"] = gr.Dropdown(label="Metric", container=False)
     parts["metric_chart"] = chart("Metric")
@@ -139,12 +139,12 @@ def step_tab(parts: Parts) -> None:
     )
 
 
-def read_tab(parts: Parts, folder: Folder, annotate: bool) -> None:
+def read_tab(parts: Parts, shows: Shows, annotate: bool) -> None:
     gr.HTML(
         html_template=source("reader.html"),
         js_on_load=READ,
         apply_default_css=False,
-        server_functions=page_functions(folder),
+        server_functions=page_functions(shows.folder, shows.histories),
     )
     with gr.Accordion("Rendered: Markdown and LaTeX", open=False) as parts["rendering"]:
         parts["chat"] = gr.Chatbot(
@@ -204,21 +204,22 @@ def heading(title: str, words: str) -> None:
 
 
 def chart(label: str) -> gr.Plot:
-    return gr.Plot(label=label, show_label=False, visible=False, elem_classes="spo-chart")
+    """A chart; style.css hides an empty one, as Gradio may lose what makes a hidden one visible."""
+    return gr.Plot(label=label, show_label=False, elem_classes="spo-chart")
 
 
 def table(columns: tuple[str, ...], label: str, widths: tuple[float, ...] = ()) -> gr.Dataframe:
     """A table that sorts by a click on a head; its rows are links."""
-    share = sum(widths)
     return gr.Dataframe(
         headers=list(columns),
         datatype=["str" if name in WORDS else "number" for name in columns],
-        column_widths=[f"{100 * width / share:.1f}%" for width in widths] or None,
+        column_widths=[f"{max(70, int(86 * width))}px" for width in widths] or None,
         column_count=len(columns),
         interactive=False,
         label=label,
         show_label=False,
         max_height=420,
+        min_width=300,
         buttons=[],
         wrap=False,
         elem_classes="spo-table",

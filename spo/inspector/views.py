@@ -327,14 +327,11 @@ def credit_inputs(step: Step) -> dict[str, Any]:
     rewards = rewards_in_loss(rollouts, config)[mask]
     nonzero = np.flatnonzero(rewards)
     in_loss = rollouts.loss_mask(config.mask_truncated_completions).any(1)
-    by_function = config.multi_objective_aggregation == "normalize_then_sum"
     starts = segment_starts(step.credit.segment_ids)
     return {
-        "num_generations": rollouts.num_generations,
         "lengths": pack(rollouts.lengths, "<i4"),
         "in_loss": pack(in_loss, "<i4"),
-        "in_mean": pack(rollouts.loss_mask(mask_truncated_completions=False).any(1), "<i4"),
-        "row_advantages": pack(completion_advantages(rollouts, config)) if by_function else None,
+        "row_advantages": pack(completion_advantages(rollouts, config)),
         "actions": pack(None if rollouts.action_mask is None else rollouts.actions[mask], "u1"),
         "entropies": pack(rollouts.token_entropies[mask]),
         "values": None if rollouts.token_values is None else pack(rollouts.token_values[mask]),

@@ -1,5 +1,5 @@
-// One completion as text: a span per token, built once; afterwards only class names change. Each
-// line of text is one block that the browser skips while it is out of sight.
+// One completion as text: a span per token, built once; afterwards only class names change. A few
+// lines form a block, which the browser skips while it is out of sight.
 
 import { tokenText } from "./data.js";
 import { h, visible } from "./dom.js";
@@ -10,7 +10,8 @@ const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200d\u2060\ufe
 
 // A token's look as one integer, so that a repaint compares numbers and touches what changed.
 const [SAVED_START, NEW_START, FLIPPED] = [16, 32, 64];
-const REST = 150; // ms without a new setting until lines out of sight are painted, too
+const REST = 150; // ms without a new setting until what is out of sight is painted, too
+const BLOCK = 60; // tokens from which a block ends with its line
 
 export class CompletionText {
   /** @param shared how many leading tokens all completions of the group have in common */
@@ -19,7 +20,7 @@ export class CompletionText {
     this.spans = [];
     this.looks = new Int16Array(completion.length).fill(-1);
     this.kinds = [];
-    this.lines = [];
+    this.blocks = [];
     this.element = h("div", { class: "text", dir: "auto" });
     this.build(shared);
     this.lookup = new Map(this.spans.map((span, at) => [span, at]));
@@ -28,47 +29,52 @@ export class CompletionText {
 
   build(shared) {
     const { length, parts, fork, actions } = this.completion;
-    let line = null;
+    let block = null;
     for (let at = 0; at < length; at++) {
-      line ??= this.addLine(at);
+      block ??= this.addBlock(at);
       const text = tokenText(this.completion, at);
       const span = document.createElement("span");
       span.textContent = text;
-      line.element.append(span);
-      line.stop = at + 1;
+      block.element.append(span);
+      block.stop = at + 1;
       this.spans.push(span);
       const tool = actions && !actions[at] ? " tool" : "";
       const place = (at < shared ? " shared" : "") + (at === fork ? " fork" : "") + tool;
       const part = Object.hasOwn(parts, at) && parts[at];
       if (part) span.dataset.part = `${part[0]}/${part[1]}`;
       this.kinds.push((part ? "t part" : tokenKind(text)) + place);
-      if (text.endsWith("\n")) line = null;
+      if (text.endsWith("\n") && block.stop - block.start >= BLOCK) block = null;
     }
     const rest = this.completion.text.slice(this.completion.ends.at(-1) ?? 0);
     if (rest) this.element.append(rest);
   }
 
-  addLine(start) {
-    const element = h("div", { class: "line" });
-    this.element.append(element);
-    const line = { element, start, stop: start, skipped: false };
-    element.oncontentvisibilityautostatechange = (event) => (line.skipped = event.skipped);
-    this.lines.push(line);
-    return line;
+  addBlock(start) {
+    const block = { element: h("div", { class: "block-of-text" }), start, stop: start };
+    this.element.append(block.element);
+    this.blocks.push(block);
+    return block;
   }
 
   /** Colours by `numbers`, draws the boundaries of `credit` and how they and the signs differ from
-   * `reference`. Lines in sight change at once, the others when the settings rest. */
+   * `reference`. What is in the window changes at once, the rest when the settings rest. */
   paint(numbers, scale, credit, reference) {
-    const look = (at) => lookOf(at, numbers, scale, credit, reference);
+    const paint = (block) => this.paintBlock(block, (at) => lookOf(at, numbers, scale, credit, reference));
     clearTimeout(this.resting);
-    for (const line of this.lines) if (!line.skipped) this.paintLine(line, look);
-    this.resting = setTimeout(() => {
-      for (const line of this.lines) this.paintLine(line, look);
-    }, REST);
+    this.inWindow().forEach(paint);
+    this.resting = setTimeout(() => this.blocks.forEach(paint), REST);
   }
 
-  paintLine({ start, stop }, look) {
+  inWindow() {
+    const { left, right } = this.element.getBoundingClientRect();
+    if (right < 0 || left > innerWidth) return [];
+    return this.blocks.filter(({ element }) => {
+      const { top, bottom } = element.getBoundingClientRect();
+      return bottom > 0 && top < innerHeight;
+    });
+  }
+
+  paintBlock({ start, stop }, look) {
     for (let at = start; at < stop; at++) {
       const now = look(at);
       if (now === this.looks[at]) continue;

@@ -7,11 +7,11 @@ const MIN_STD = 1e-6;
 
 /** Server answer (typed arrays already) -> what assignCredit reads. */
 export function prepareStep(inputs) {
-  const { lengths, inLoss, inMean, rowAdvantages, entropies, values, numGenerations } = inputs;
+  const { lengths, in_loss: inLoss, row_advantages: rowAdvantages, entropies, values } = inputs;
   const offsets = new Int32Array(lengths.length + 1);
   lengths.forEach((length, row) => (offsets[row + 1] = offsets[row] + length));
   const rewards = new Float32Array(entropies.length);
-  inputs.rewardPositions.forEach((at, i) => (rewards[at] = inputs.rewardValues[i]));
+  inputs.reward_positions.forEach((at, i) => (rewards[at] = inputs.reward_values[i]));
   const mask = new Uint8Array(entropies.length);
   lengths.forEach((_, row) => mask.fill(inLoss[row], offsets[row], offsets[row + 1]));
   const { boundaries, actions } = inputs; // boundaries of another rule stay as they are
@@ -21,9 +21,8 @@ export function prepareStep(inputs) {
     else if (mask[at] && at && !actions[at - 1] && !offsets.includes(at)) turns.push(at);
   }
   const sorted = entropies.filter((_, at) => mask[at]).sort(); // typed arrays sort by number
-  const rows = { lengths, offsets, inLoss, inMean, rowAdvantages };
-  const step = { ...rows, mask, entropies, sorted, values, rewards };
-  return { ...step, numGenerations, boundaries, turns };
+  const rows = { offsets, inLoss, rowAdvantages };
+  return { ...rows, mask, entropies, sorted, values, rewards, boundaries, turns };
 }
 
 /** Python's round(): halves go to the even neighbour. */
@@ -44,16 +43,14 @@ export function assignCredit(step, config) {
   const segmentIds = numberSegments(step, boundaries);
   const { rewards } = step;
   if (!values) {
-    const advantages = groupAdvantages(step, rewards, config.scale_rewards);
-    return { segmentIds, boundaries, cut, advantages, raw: advantages, mean: 0, std: 1 };
+    return { segmentIds, boundaries, cut, advantages: rowAdvantages(step), mean: 0, std: 1 };
   }
   const raw = segmentGae(step, rewards, values, segmentIds, config);
-  for (let at = 0; at < raw.length; at++) if (!step.mask[at]) raw[at] = 0;
   const { mean, std } = config.normalize_advantages ? statistics(raw, step) : { mean: 0, std: 1 };
   const advantages = new Float32Array(raw.length);
   for (let at = 0; at < raw.length; at++)
     advantages[at] = step.mask[at] ? (raw[at] - mean) / std : 0;
-  return { segmentIds, boundaries, cut, advantages, raw, mean, std };
+  return { segmentIds, boundaries, cut, advantages, mean, std };
 }
 
 /** The round(p·N) largest entropies; ties go to the earlier (row, position). */
@@ -133,43 +130,20 @@ function segmentValues({ offsets }, values, ids, kind) {
   return spread;
 }
 
-/** GRPO: reward minus the group's mean over the std (n − 1) + 1e-4, on every token. Truncated
- * completions out of the loss stay in the mean; functions scaled one by one come from Python. */
-function groupAdvantages(step, rewards, scale) {
-  const { offsets, inLoss, inMean, rowAdvantages, numGenerations } = step;
-  const rows = inLoss.length;
-  const totals = Array.from(inMean, (counts, row) => {
-    if (!counts) return NaN;
-    let sum = 0;
-    for (let at = offsets[row]; at < offsets[row + 1]; at++) sum += rewards[at];
-    return sum;
-  });
-  const batchStd = moments(totals).sampleStd;
-  const advantages = new Float32Array(rewards.length);
-  for (let group = 0; group < rows; group += numGenerations) {
-    const { mean, sampleStd } = moments(totals.slice(group, group + numGenerations));
-    const divisor = { group: sampleStd + 1e-4, batch: batchStd + 1e-4, none: 1 }[scale];
-    for (let row = group; row < Math.min(rows, group + numGenerations); row++) {
-      const advantage = rowAdvantages ? rowAdvantages[row] : (totals[row] - mean) / divisor;
-      for (let at = offsets[row]; inLoss[row] && at < offsets[row + 1]; at++) {
-        if (step.mask[at]) advantages[at] = advantage;
-      }
-    }
-  }
-  return advantages;
-}
-
-function moments(numbers) {
-  const known = numbers.filter((x) => !Number.isNaN(x));
-  const mean = known.reduce((sum, x) => sum + x, 0) / Math.max(known.length, 1);
-  const squares = known.reduce((sum, x) => sum + (x - mean) ** 2, 0);
-  const std = Math.sqrt(squares / Math.max(known.length, 1));
-  return { mean, std, sampleStd: Math.sqrt(squares / Math.max(known.length - 1, 1)) };
+/** GRPO: what Python gave every completion, on its tokens in the loss. */
+function rowAdvantages({ offsets, mask, rowAdvantages }) {
+  const advantages = new Float32Array(mask.length);
+  rowAdvantages.forEach((x, row) => advantages.fill(x, offsets[row], offsets[row + 1]));
+  return advantages.map((x, at) => (mask[at] ? x : 0));
 }
 
 /** Mean and std over the tokens of the loss; 0 and 1 where scaling would blow up noise. */
 function statistics(numbers, { mask, sorted }) {
-  const { mean, std } = moments(numbers.filter((_, at) => mask[at]));
+  let [sum, squares] = [0, 0];
+  for (let at = 0; at < numbers.length; at++) if (mask[at]) sum += numbers[at];
+  const mean = sum / sorted.length;
+  for (let at = 0; at < numbers.length; at++) if (mask[at]) squares += (numbers[at] - mean) ** 2;
+  const std = Math.sqrt(squares / sorted.length);
   return sorted.length < 2 || std < MIN_STD ? { mean: 0, std: 1 } : { mean, std };
 }
 

@@ -17,43 +17,31 @@ export function unpack(text, Kind = Float32Array) {
   return new Kind(bytes.buffer);
 }
 
+const KINDS = { boundaries: Uint8Array, actions: Uint8Array };
+for (const name of ["lengths", "in_loss", "reward_positions", "token_ids", "segment_ids"])
+  KINDS[name] = Int32Array;
+
 /** get_credit_inputs -> what prepareStep of credit.js reads. */
-export function unpackInputs(answer) {
-  return {
-    numGenerations: answer.num_generations,
-    lengths: unpack(answer.lengths, Int32Array),
-    inLoss: unpack(answer.in_loss, Int32Array),
-    inMean: unpack(answer.in_mean, Int32Array),
-    rowAdvantages: unpack(answer.row_advantages),
-    entropies: unpack(answer.entropies),
-    values: unpack(answer.values),
-    rewardPositions: unpack(answer.reward_positions, Int32Array),
-    rewardValues: unpack(answer.reward_values),
-    boundaries: unpack(answer.boundaries, Uint8Array),
-    actions: unpack(answer.actions, Uint8Array),
-  };
+export function unpackInputs({ ok, ...answer }) {
+  const arrays = Object.entries(answer).map(([name, text]) => [name, unpack(text, KINDS[name])]);
+  return Object.fromEntries(arrays);
 }
 
-const FLOATS = "entropies logprobs logprobs_ref values token_rewards advantages returns".split(" ");
-const INTEGERS = ["token_ids", "segment_ids"];
+const BY_TOKEN = ["token_ids", "segment_ids", "entropies", "logprobs", "logprobs_ref", "values"];
+BY_TOKEN.push("token_rewards", "advantages", "returns", "actions"); // no actions: all the policy's
 
 /** get_group -> its completions, each with its own slices of the token arrays. */
 export function unpackGroup(answer) {
-  const arrays = {};
-  for (const name of FLOATS) arrays[name] = unpack(answer[name]);
-  for (const name of INTEGERS) arrays[name] = unpack(answer[name], Int32Array);
+  const arrays = BY_TOKEN.map((name) => [name, unpack(answer[name], KINDS[name])]);
   const { has_tokens: hasTokens } = answer;
-  const actions = unpack(answer.actions, Uint8Array); // null: the policy chose every token
   const sources = Object.entries(answer.values_by_source).map(([name, x]) => [name, unpack(x)]);
   let offset = 0;
   const completions = answer.completions.map((plain, index) => {
     const stop = offset + plain.length;
     const completion = { ...plain, ends: unpack(plain.ends, Int32Array), hasTokens };
     completion.fork = answer.forks[index];
-    completion.actions = actions && actions.subarray(offset, stop);
     completion.sources = sources.map(([name, x]) => [name, x.subarray(offset, stop)]);
-    for (const name of [...FLOATS, ...INTEGERS])
-      completion[name] = arrays[name] && arrays[name].subarray(offset, stop);
+    for (const [name, array] of arrays) completion[name] = array && array.subarray(offset, stop);
     completion.saved = { segmentIds: completion.segment_ids, advantages: completion.advantages };
     offset = stop;
     return completion;

@@ -2,7 +2,7 @@
 
 import { tokenTitle } from "./completion.js";
 import { startsSegment } from "./data.js";
-import { h, show, signed, svg, visible } from "./dom.js";
+import { h, show, signed, visible } from "./dom.js";
 import { referencePanel } from "./reference.js";
 import { colourClass } from "./scale.js";
 
@@ -39,10 +39,6 @@ export function tokenFacts(completion, credit, at, cut) {
   return facts;
 }
 
-function factList(facts) {
-  return h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
-}
-
 /** What a screen reader says when a token gets the focus. */
 export function spoken(completion, credit, at, cut) {
   const facts = tokenFacts(completion, credit, at, cut).map((pair) => pair.join(" "));
@@ -54,12 +50,13 @@ export function detailPanel(completion, credit, at, cut, parts, onPick) {
   const title = `Completion ${completion.completion + 1}`;
   const hint = "Point at a token, or press → to walk.";
   if (at < 0) return [h("h3", {}, title), h("p", { class: "hint" }, hint)];
+  const facts = tokenFacts(completion, credit, at, cut).slice(1);
   const nodes = [
     h("h3", {}, `${title} · token ${at + 1}`),
     h("p", { class: "token-text" }, tokenTitle(completion, at)),
-    factList(tokenFacts(completion, credit, at, cut).slice(1)),
+    h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    ...referencePanel(completion, at),
   ];
-  nodes.push(...referencePanel(completion, at));
   if (!parts) return nodes;
   const index = parts.findIndex((part) => at < part.stop);
   const part = parts[index];
@@ -86,23 +83,15 @@ function waterfall(part) {
   ];
   const ends = bars.flatMap(([, from, to]) => [from, to]);
   const low = Math.min(...ends);
-  const width = Math.max(Math.max(...ends) - low, 1e-9);
-  const x = (value) => 92 + (132 * (value - low)) / width;
-  const label = `Advantage of the segment, in units of reward: ${show(part.raw)}`;
-  const look = { class: "waterfall", viewBox: "0 0 288 132", role: "img", "aria-label": label };
-  const picture = svg("svg", look, svg("path", { class: "axis", d: `M${x(0)} 2V128` }));
-  bars.forEach(([name, from, to, sum], row) => {
-    const y = 4 + row * 21;
-    const left = Math.min(x(from), x(to));
-    const size = Math.max(1, Math.abs(x(to) - x(from)));
-    const kind = `bar ${to - from < 0 ? "negative" : "positive"}${sum ? " sum" : ""}`;
-    picture.append(
-      svg("text", { x: 0, y: y + 12 }, name),
-      svg("rect", { class: kind, x: left, y, height: 16, width: size }),
-      svg("text", { x: 286, y: y + 12, "text-anchor": "end" }, signed(to - from)),
-    );
+  const percent = 100 / Math.max(Math.max(...ends) - low, 1e-9);
+  const rows = bars.map(([name, from, to, sum]) => {
+    const kind = `bar${to < from ? " negative" : ""}${sum ? " sum" : ""}`;
+    const left = (Math.min(from, to) - low) * percent;
+    const style = `left: ${left}%; width: ${Math.abs(to - from) * percent}%`;
+    const track = h("span", { class: "track" }, h("i", { class: kind, style }));
+    return h("li", {}, name, track, h("b", {}, signed(to - from)));
   });
-  return picture;
+  return h("ol", { class: "waterfall" }, rows);
 }
 
 const TABLE_REACH = 40;

@@ -12,11 +12,9 @@ export class Frame {
     this.page = page;
     this.element = root.querySelector(".spo");
     for (const name of PARTS) this[name] = root.querySelector(`.${name}`);
-    for (const name of ["step", "prompt"]) {
-      for (const button of root.querySelectorAll(`[data-${name}]`)) {
-        const by = Number(button.dataset[name]);
-        button.onclick = () => (name === "step" ? page.moveStep(by) : page.movePrompt(by));
-      }
+    for (const button of root.querySelectorAll("[data-step], [data-prompt]")) {
+      const { step, prompt } = button.dataset;
+      button.onclick = () => (step ? page.moveStep(Number(step)) : page.movePrompt(Number(prompt)));
     }
     for (const button of root.querySelectorAll("[data-choice] button")) {
       const { choice } = button.parentElement.dataset;
@@ -82,6 +80,6 @@ export class Frame {
 
   setColour(colour, group) {
     const lacking = { value: !group.values, gap: !group.logprobs_ref };
-    press(this.element, "colour", colour, (value) => lacking[value] ?? false);
+    press(this.colours, "colour", colour, (value) => lacking[value] ?? false);
   }
 }

@@ -16,16 +16,12 @@ export function route(trigger) {
     }
     if (String(fields) === told) return;
     told = String(fields);
-    trigger("submit", { client: client() });
+    const dark = document.body.classList.contains("dark");
+    const client = { hash: location.hash.slice(1), width: innerWidth, dark };
+    trigger("submit", { client: JSON.stringify(client) });
   };
   addEventListener("hashchange", tell);
-  globalThis.spo = { go, client };
-}
-
-/** What Python needs to know of the browser, as text. */
-function client() {
-  const dark = document.body.classList.contains("dark");
-  return JSON.stringify({ hash: location.hash.slice(1), width: innerWidth, dark });
+  globalThis.spo = { go };
 }
 
 /** Changes fields of the address; an empty one is left out. A text is a whole new address. */

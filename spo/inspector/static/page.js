@@ -12,7 +12,7 @@ import { debounce, show } from "./dom.js";
 import { Frame } from "./frame.js";
 import { listen } from "./keyboard.js";
 import { Reader } from "./reader.js";
-import { colourOf } from "./scale.js";
+import { COLOURS } from "./scale.js";
 import { readAddress, writeAddress } from "./state.js";
 
 const cut = ({ segmentIds, advantages }, from, to) => ({
@@ -185,9 +185,9 @@ export class Page {
   }
 
   paint() {
-    const colour = colourOf(this.state.colour);
-    const { scales = {}, percentile } = this.summary;
-    const end = Object.hasOwn(scales, this.state.colour) ? scales[this.state.colour] : 0;
+    const colour = COLOURS[this.state.colour];
+    const { scales, percentile } = this.summary;
+    const end = scales[this.state.colour] ?? 0;
     const scale = this.reader.paint(colour, (completion) => this.creditOf(completion), end);
     this.frame.legend.replaceChildren(...legend(colour, scale, end ? percentile : null));
   }

@@ -95,7 +95,7 @@ function makeCard(completion, index, shared, on) {
   };
   const tokens = hasTokens ? [h("span", { class: "count" }, `${length} tokens`), count] : null;
   const title = h("label", {}, tick, ` #${number}`);
-  const head = h("header", {}, title, rewardChip(completion), marks(completion), tokens);
+  const head = h("header", {}, title, chips(completion), tokens);
   const empty = length ? null : h("p", { class: "hint" }, "Empty completion.");
   const card = h("article", { class: "card", "data-completion": completion.completion });
   const parts = [head, perFunction(completion), strips?.element, empty, text.element];
@@ -103,15 +103,13 @@ function makeCard(completion, index, shared, on) {
   return { completion, element: card, text, strips, tick, count };
 }
 
-function rewardChip({ reward }) {
-  if (reward === null) return h("span", { class: "chip warn" }, "unscorable");
-  return h("span", { class: "chip" }, `reward ${show(reward)}`);
-}
-
-function marks({ truncated, hasTokens, advantages }) {
-  const cut = truncated ? h("span", { class: "chip warn" }, "truncated") : null;
-  if (hasTokens) return [cut];
-  return [cut, h("span", { class: "chip" }, `advantage ${signed(advantages[0])}`)];
+function chips({ reward, truncated, hasTokens, advantages }) {
+  const chip = (text, kind = "chip") => h("span", { class: kind }, text);
+  return [
+    reward === null ? chip("unscorable", "chip warn") : chip(`reward ${show(reward)}`),
+    truncated ? chip("truncated", "chip warn") : null,
+    hasTokens ? null : chip(`advantage ${signed(advantages[0])}`),
+  ];
 }
 
 function perFunction({ rewards }) {

@@ -9,11 +9,6 @@ export const COLOURS = {
   gap: { label: "Reference gap", unit: "nats", of: (c) => referenceGap(c) },
 };
 
-/** The measure of a name from the address. */
-export function colourOf(name) {
-  return Object.hasOwn(COLOURS, name) ? COLOURS[name] : COLOURS.advantage;
-}
-
 const referenceGap = ({ logprobs, logprobs_ref: other }) =>
   other && logprobs.map((x, at) => x - other[at]);
 

@@ -22,8 +22,7 @@ export function connectMenu(menu, page) {
 async function exportGroup(page, rows) {
   if (rows && !rows.length) throw new Error("Tick the completions to export first.");
   const query = { ...page.place, group: page.state.prompt, rows, address: location.hash.slice(1) };
-  const { html } = await ask(page.server, "export_group", query);
-  download(page, html, "text/html", "html");
+  download(page, (await ask(page.server, "export_group", query)).html, "text/html", "html");
 }
 
 /** The current completion as it is coloured now. */
@@ -31,8 +30,7 @@ async function exportPicture(page) {
   const { prompt, completion, colour, mode } = page.state;
   const settings = page.changed ? { ...page.changes, mode } : null;
   const query = { ...page.place, group: prompt, completion, colour, settings };
-  const { svg } = await ask(page.server, "draw_completion", query);
-  download(page, svg, "image/svg+xml", "svg");
+  download(page, (await ask(page.server, "draw_completion", query)).svg, "image/svg+xml", "svg");
 }
 
 function download({ state }, text, type, ending) {

@@ -1,4 +1,5 @@
 // What the address holds: only what differs from the default; fields of other tabs stay.
+import { COLOURS } from "./scale.js";
 
 const NUMBERS = { step: -1, prompt: -1, completion: 0, token: -1 };
 const DEFAULTS = { run: "", ...NUMBERS, tab: "", colour: "advantage", mode: "spo" };
@@ -18,6 +19,7 @@ export function readAddress(hash) {
     else if (Number.isSafeInteger(Number(text))) state[name] = Number(text);
   }
   if (!["spo", "ppo", "grpo"].includes(state.mode)) state.mode = DEFAULTS.mode;
+  if (!Object.hasOwn(COLOURS, state.colour)) state.colour = DEFAULTS.colour;
   const settings = {};
   for (const [name, short] of Object.entries(SETTINGS)) {
     const text = fields.get(short);
