@@ -172,10 +172,12 @@ def main() -> None:
     tokenizer = load_tokenizer(str(MODEL))
     short, long = (SMALL, SMALL) if options.smoke else (SHORT, LONG)
     repetitions = 1 if options.smoke else options.repetitions
+    step = json.loads((RESULTS / "scaling.json").read_text())["credit"]
     result = {
         "loaded_machine": options.loaded,
         "short": of_source(short, tokenizer, repetitions),
         "long": of_source(long, tokenizer, 1),
+        "step_seconds": step["seconds"]["median"],
         "hint": [of_hint(short, tokenizer, groups, repetitions) for groups in (1, 2, 4)],
     }
     print(json.dumps(result, indent=1))

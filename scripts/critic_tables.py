@@ -255,10 +255,10 @@ def _ends_of_the_scale(found: dict, columns: int, lams: list[str]) -> list[str]:
 
 def source_costs() -> str:
     """What it costs to read a reference, in sentences."""
-    found, step = _result("sources"), _result("scaling")["credit"]
+    found = _result("sources")
     short, long = found["short"], found["long"]
     share, whole = (
-        long[name]["median"] / step["seconds"]["median"]
+        long[name]["median"] / found["step_seconds"]
         for name in ("alignment_seconds", "source_seconds")
     )
     hints = "; ".join(
