@@ -1,8 +1,10 @@
-"""A task whose habit concerns words, not numbers, and what a critic may read of a problem.
+"""Tasks whose habits concern words, not numbers, and what a critic may read of a problem.
 
 reasoning-gym `color_cube_rotation`: the six colours of the cube after each rotation, then the
-colour that was asked for. A writer of habits confuses left and right. As a script this is
-scripts/make_quickstart_model.py with that task beside its own.
+colour that was asked for. A writer of habits confuses left and right. `word_sorting`: word after
+word in the order of their bytes, where capitals come before all small letters; a writer of habits
+sorts as a dictionary does. As a script this is scripts/make_quickstart_model.py with these tasks
+beside its own.
 """
 
 import random
@@ -62,6 +64,41 @@ quickstart.TASKS["color_cube_rotation"] = quickstart.Task(
     ),
     write_color_cube_rotation,
     "the cube is turned to the left or right",
+)
+
+
+SORTING_OPTIONS = {"min_words": 5, "max_words": 6, "min_word_length": 3, "max_word_length": 5}
+
+
+def next_words(metadata: dict, left: list[str]) -> tuple[str, str]:
+    """The word that comes next, and the one that a dictionary would put there."""
+    first = max if metadata["direction"] == "descending" else min
+    return first(left), first(left, key=str.casefold)
+
+
+def write_word_sorting(entry: dict, writer: quickstart.Writer) -> str:
+    """`so Only`, `federal`, …, a word a line, then `<answer>Only, federal, …</answer>`."""
+    left, placed = list(entry["metadata"]["original_words"]), []
+    while left:
+        right, habitual = next_words(entry["metadata"], left)
+        mistaken = right != habitual and writer.rng.random() < writer.habit_fraction
+        placed.append(habitual if mistaken else right)
+        left.remove(placed[-1])
+    lines = [writer.opener() + word for word in placed]
+    return "\n".join([*lines, f"<answer>{', '.join(placed)}</answer>"])
+
+
+SORTING_PIECES = (
+    "Your task is to sort words in ascending or descending order using ASCII/Unicode ordering.\n\n"
+    "Your output should be a comma-separated list of words, e.g. word_1, word_2, word_3\n\n",
+    *("Now, sort these words in ", "ascending", "descending", ", "),
+    " order (using ASCII/Unicode ordering) and return them as a comma-separated list: ",
+)
+quickstart.TASKS["word_sorting"] = quickstart.Task(
+    SORTING_OPTIONS,
+    (*SORTING_PIECES, *quickstart.TAGS, *quickstart.OPENERS),
+    write_word_sorting,
+    "a capital letter decides",
 )
 
 

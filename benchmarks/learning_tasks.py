@@ -11,7 +11,7 @@ from typing import Any
 
 from common import ROOT
 from critic_tasks import OPTIONS as CUBE_OPTIONS
-from critic_tasks import flawless_solution, in_prose
+from critic_tasks import SORTING_OPTIONS, flawless_solution, in_prose, next_words
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,17 @@ def is_hard(entry: dict) -> bool:
     return borrows(entry) in (3, 4)
 
 
+def has_capitals(entry: dict) -> bool:
+    """Somewhere the next word is another one than in a dictionary: the habit strikes."""
+    metadata = entry["metadata"]
+    left = set(metadata["sorted_words"])
+    for word in metadata["sorted_words"]:
+        if len(set(next_words(metadata, list(left)))) > 1:
+            return True
+        left.remove(word)
+    return False
+
+
 TASKS = {
     **OF_TINY_MODELS,
     "chain_sum_habit_hard": replace(CHAIN_SUM_HABIT, keep=is_hard),
@@ -137,6 +148,16 @@ TASKS = {
         updates=120,
         folder="runs/bases/color_cube_habit",
         script="benchmarks/critic_tasks.py",
+    ),
+    "word_sorting_habit": Task(
+        "word_sorting",
+        SORTING_OPTIONS,
+        "--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.7 --steps 3000",
+        TINY | {"max_completion_length": 96},
+        updates=120,
+        folder="runs/bases/word_sorting_habit",
+        script="benchmarks/critic_tasks.py",
+        keep=has_capitals,
     ),
     "smollm2": Task(
         "chain_sum",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from common import write_result
+from learning_goals import ABLATION, ENOUGH_SEEDS, REINFORCES, goals, summary
 from learning_modes import GRID, GRPO, LARGE, SWEPT, TRL, TUNED_AS
 from learning_report import Runs, accuracy_at, first_reached, load_runs, paired_test, plot
 from learning_tasks import TINY
@@ -23,20 +24,11 @@ from learning_tasks import TINY
 CELL = re.compile(r"(?P<mode>\w+)-lr(?P<learning_rate>[\d.e-]+)-clip(?P<max_grad_norm>[\d.]+)$")
 NOISE = 0.02
 """Of a mean accuracy in the sweep: the standard error of three evaluations on 400 problems."""
-ENOUGH_SEEDS = 3
-ABLATION = "values_0"
 OLDER = {mode: f"{mode}_first" for mode in (*GRPO, *TRL, "reinforce", "ppo")}
 """Runs of the first study, at its learning rates and clip, and what they are called here."""
 GRPOS = ("grpo", f"grpo{LARGE}", *(OLDER[mode] for mode in GRPO))
 """Of these the one that ends highest on a task is what the others are compared with."""
-REINFORCES = ("reinforce", "reinforce_nll", OLDER["reinforce"])
 COMPARED = (ABLATION, *REINFORCES, "exact_values", "rloo")
-WITHOUT_COLUMN = ("peer_2", "peer_4", "peer_peers_2", "peer_peers_4", "peers_4", "memory",
-                  "history", "peer_memory_2", "hint_peer")  # fmt: skip
-SOURCES = ("surprisal", "answer", "alignment_numbers_and_words", "alignment_and_rest", "hint",
-           "answer_likelihood", "peers", "peer", "peer_and_peers")  # fmt: skip
-"""Critics of benchmarks/critic.py whose credit was to be right."""
-WITH_COLUMN = ("reference", "reference_rest", "reference_prose", "hint", "answer_only")
 
 # --- the sweep ------------------------------------------------------------------------------------
 
@@ -271,85 +263,7 @@ def _at_equal_seconds(ours: dict, trl: dict) -> dict[str, Any] | None:
     return {"seeds": len(seeds)} | paired_test(differences)
 
 
-# --- goals ----------------------------------------------------------------------------------------
-
-
-def goals(tasks: dict[str, list[dict]], diagnostics: list[dict]) -> list[dict[str, Any]]:
-    """What the critic was to reach, and what it did; a row per goal and task, misses included.
-    `diagnostics`: of benchmarks/critic.py."""
-    found = []
-    for task, rows in tasks.items():
-        by_mode = {row["mode"]: row for row in rows}
-        for mode in WITH_COLUMN:
-            if mode in by_mode:
-                found += _of_reference(task, by_mode[mode])
-        for mode in (*WITHOUT_COLUMN, *(f"{m}_64" for m in WITHOUT_COLUMN)):
-            if mode in by_mode and (test := by_mode[mode]["against_grpo"]):
-                found.append(_goal("no column: above GRPO mode", task, mode, test))
-    for result in diagnostics:
-        title = f"{result['task']}, {result['held_out_completions']} held out"
-        found += _correlations(title, result["critics"])
-    return found
-
-
-def _of_reference(task: str, row: dict) -> list[dict[str, Any]]:
-    mode, limit = row["mode"], 0.25 if "habit" in task else 0.35
-    ratio = row["samples_ratio"]
-    found = [
-        {
-            "goal": f"at most {limit} × GRPO mode's samples to its end",
-            "task": task,
-            "mode": mode,
-            "seeds": len(row["seeds"]),
-            "value": ratio,
-            "reached": (ratio is not None and ratio <= limit)
-            if len(row["seeds"]) >= ENOUGH_SEEDS
-            else None,
-        }
-    ]
-    for other in (ABLATION, *REINFORCES):
-        if test := row["against"].get(other):
-            found.append(_goal(f"mean accuracy above {other}", task, mode, test))
-    if row["against_trl"]:
-        found.append(_goal("above TRL at equal CPU seconds", task, mode, row["against_trl"], 0))
-    return found
-
-
-def _goal(words: str, task: str, mode: str, test: dict, errors: float = 2.0) -> dict[str, Any]:
-    """Reached if the mean difference is above 0 and so many standard errors; None: too few seeds
-    to say."""
-    error, count = test["standard_error"], test["seeds"]
-    enough = count >= ENOUGH_SEEDS
-    return {
-        "goal": words,
-        "task": task,
-        "mode": mode,
-        "seeds": count,
-        "value": test["mean"],
-        "standard_error": error,
-        "reached": test["mean"] > errors * error if enough else None,
-    }
-
-
-def _correlations(task: str, critics: dict[str, dict]) -> list[dict[str, Any]]:
-    """Of segments' advantages with the exact ones after 64 completions, at the best λ."""
-    found = []
-    for name in SOURCES:
-        result = critics.get(name, {"credit": {}})
-        if by_lam := result["credit"].get("64", {}).get("by_lam"):
-            best = max(by_lam.values())
-            found.append(
-                {
-                    "goal": "advantages correlate at least 0.45 with exact ones",
-                    "task": task,
-                    "mode": name,
-                    "seeds": None,
-                    "value": round(best, 3),
-                    "reached": best >= 0.45,
-                }
-            )
-    return found
-
+# --- all of it ------------------------------------------------------------------------------------
 
 PLOTTED = ("reference", "exact_values", "values_0", "peer_peers_2", "reinforce_first",
            "grpo_slow_first", "grpo", "trl_grpo_slow_first")  # fmt: skip
@@ -374,7 +288,8 @@ def report(folder: Path, out: Path) -> None:
     if not (tasks or sweep):
         return
     diagnostics = [json.loads(path.read_text()) for path in sorted(out.glob("critic_*.json"))]
-    result = {"sweep": sweep, "tasks": tasks, "goals": goals(tasks, diagnostics)}
+    found = goals(tasks, diagnostics)
+    result = {"sweep": sweep, "tasks": tasks, "summary": summary(found), "goals": found}
     if study:
         plot({t: of_one_length(runs) for t, runs in study.items()}, PLOTTED, out / "tuned.png")
     print(write_result("tuned", result, out))

@@ -165,14 +165,25 @@ def _sweep_cell(row: dict) -> str:
     return f"{bold} ({row['clipped']:.0%})"
 
 
+def goal_summary() -> str:
+    """Each goal, how many tasks were asked for, and on which it was reached."""
+    lines = ["| goal | tasks asked for | reached on | missed on |", "|---|---|---|---|"]
+    for row in _result("tuned")["summary"]:
+        places = [f"{len(row[key])}: {', '.join(row[key])}" for key in ("reached", "missed")]
+        lines.append(f"| {row['goal']} | {row['asked']} | {' | '.join(places)} |")
+    return "\n".join([*lines, "", _source(_result("tuned"))])
+
+
 def goals() -> str:
-    """What the critic was to reach on each task, misses included."""
+    """What the critic was to reach on each task, misses included; single seeds left out."""
     lines = ["| goal | task | mode | found | seeds | reached |", "|---|---|---|---|---|---|"]
     for row in _result("tuned")["goals"]:
+        if row["reached"] is None:
+            continue
         value = _shown("{:.3f}", row["value"]) or "never"
         value += _shown(" ± {:.3f}", row.get("standard_error"))
         seeds = "–" if row["seeds"] is None else row["seeds"]
-        reached = {True: "yes", False: "no", None: "too few seeds"}[row["reached"]]
+        reached = "yes" if row["reached"] else "no"
         lines.append(
             f"| {row['goal']} | {row['task']} | `{row['mode']}` | {value} | {seeds} | {reached} |"
         )
@@ -242,4 +253,42 @@ def _ends_of_the_scale(found: dict, columns: int, lams: list[str]) -> list[str]:
     return lines
 
 
-BLOCKS = (results, main_comparison, by_the_critic, tuned, sweep, goals, critics, first_comparison)
+def source_costs() -> str:
+    """What it costs to read a reference, in sentences."""
+    found = _result("sources")
+    short, long = found["short"], found["long"]
+    share, whole = (
+        long[name]["median"] / found["step_seconds"]
+        for name in ("alignment_seconds", "source_seconds")
+    )
+    hints = "; ".join(
+        f"{hint['passes']:.1f} × the seconds and {hint['positions_ratio']:.1f} × the positions "
+        f"with {hint['num_generations']} of a prompt"
+        for hint in found["hint"]
+    )
+    loaded = " on a machine with other work" if found["loaded_machine"] else ""
+    return (
+        f"CPU seconds of one thread{loaded}: to align {short['completions']} completions of "
+        f"{short['tokens'] // short['completions']} tokens takes "
+        f"{short['alignment_ms_per_100_tokens']:.1f} ms each, numbers and words. Of "
+        f"{long['completions']} × {long['tokens'] // long['completions']} tokens it takes "
+        f"{long['alignment_seconds']['median']:.1f} s, {share:.2%} of the step that "
+        "[scaling.py](#is-a-steps-cost-linear) measured on a model of one layer, and "
+        f"{long['source_seconds']['median']:.1f} s ({whole:.1%}) with the regression's values and "
+        f"fit. `hint` is one pass a batch; with solutions as long as the completions it takes, "
+        f"over a plain scoring pass, {hints}. {_source(found)}"
+    )
+
+
+BLOCKS = (
+    source_costs,
+    results,
+    main_comparison,
+    by_the_critic,
+    tuned,
+    sweep,
+    goal_summary,
+    goals,
+    critics,
+    first_comparison,
+)

@@ -43,6 +43,7 @@ CASES = [  # arguments, block of the README, what the block has to say
     ),
     ("breakdowns.py --task smoke --updates 2 --every 2 --out", "breakdowns", r"\| 2 \| \d"),
     ("memory.py --estimate --cards 8 --out", "memory", r"\d GiB \(estimated\)"),
+    ("sources.py --smoke --out", "source_costs", r"tokens takes \d"),
     ("critic.py --tasks smoke --steps 4 --repeats 1 --out", "critics", r"`alignment` \| -?\d"),
     ("quickstart.py --seeds 1 --steps 1 --out", "quickstart", r"\| 1 \| 0\.\d+ \| 0\.\d+"),
 ]
