@@ -40,7 +40,7 @@ def start(inputs: Path, run: Path, *flags: str, launcher: str = "") -> subproces
     )
 
 
-def wait_for_steps(run: Path, process: subprocess.Popen, steps: int = 2, limit: int = 120) -> None:
+def wait_for_steps(run: Path, process: subprocess.Popen, steps: int = 2, limit: int = 400) -> None:
     until = time.monotonic() + limit
     while not (run / "metrics.jsonl").exists() or len(runs.metrics_of(run)) < steps:
         assert process.poll() is None, run.with_suffix(".log").read_text()
@@ -61,7 +61,7 @@ def trainers_of(run: Path) -> list[int]:
     return found
 
 
-def wait_until_nobody_writes(run: Path, limit: int = 60) -> None:
+def wait_until_nobody_writes(run: Path, limit: int = 200) -> None:
     until = time.monotonic() + limit
     while trainers_of(run):
         assert time.monotonic() < until, run.with_suffix(".log").read_text()
