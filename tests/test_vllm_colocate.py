@@ -139,6 +139,19 @@ def test_a_model_in_memory_is_refused(installed, tmp_path):
         make_trainer(tmp_path, model=runs.policy())
 
 
+def test_what_vllm_refuses_is_one_sentence(installed, tmp_path, monkeypatch):
+    def refuse(**settings):
+        raise ValueError(
+            "1 validation error for ModelConfig\n  Value error, Sleep mode is not supported on "
+            "current platform. [type=value_error, input_value=ArgsKwargs(())]\n  For further ..."
+        )
+
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", refuse)
+    sentence = "^vLLM refuses these settings: Sleep mode is not supported on current platform.$"
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(tmp_path, vllm_enable_sleep_mode=True)
+
+
 def test_without_vllm_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {})
     with pytest.raises(ValueError, match=r"pip install 'spo\[vllm\]'.*vllm_mode='server'"):

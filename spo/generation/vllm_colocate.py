@@ -110,19 +110,23 @@ def start(policy: Network, args: SPOConfig) -> Any:
         loaded["quantization"] = "bitsandbytes"
     if processes > 1:
         loaded["distributed_executor_backend"] = "external_launcher"
-    return vllm.LLM(
-        model=model.config._name_or_path,
-        dtype=args.compute_dtype,
-        enable_lora=True,
-        max_lora_rank=max_lora_rank(policy),
-        logprobs_mode="processed_logprobs",
-        gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-        enable_sleep_mode=args.vllm_enable_sleep_mode,
-        max_model_len=args.vllm_max_model_length,
-        tensor_parallel_size=args.vllm_tensor_parallel_size,
-        skip_tokenizer_init=True,
-        **loaded,
-    )
+    settings = {
+        "model": model.config._name_or_path,
+        "dtype": args.compute_dtype,
+        "enable_lora": True,
+        "max_lora_rank": max_lora_rank(policy),
+        "logprobs_mode": "processed_logprobs",
+        "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
+        "enable_sleep_mode": args.vllm_enable_sleep_mode,
+        "max_model_len": args.vllm_max_model_length,
+        "tensor_parallel_size": args.vllm_tensor_parallel_size,
+        "skip_tokenizer_init": True,
+    }
+    try:
+        return vllm.LLM(**settings, **loaded)
+    except ValueError as error:
+        reason = str(error).split("Value error, ")[-1].split("[type=")[0]  # of pydantic's page
+        raise ValueError(f"vLLM refuses these settings: {' '.join(reason.split())}") from error
 
 
 def max_lora_rank(policy: Network) -> int:
