@@ -28,7 +28,7 @@ from starlette.staticfiles import StaticFiles
 
 import spo.inspector
 from spo.inspector.folder import Folder
-from spo.inspector.guard import LOCAL_HOSTS, Guard, known_hosts
+from spo.inspector.guard import EMBEDDING, LOCAL_HOSTS, Guard, known_hosts
 from spo.inspector.shows import Shows
 from spo.inspector.ui import build
 
@@ -71,8 +71,8 @@ def head() -> str:
 def launch(page: gr.Blocks, args: argparse.Namespace, **more):
     """Serve it; `more` goes to Blocks.launch (tests do not block the main thread)."""
     in_space = "SPACE_ID" in os.environ
-    hosts = None if args.share or in_space else known_hosts(args.host)
-    ancestors = "'self' https://huggingface.co https://*.hf.space" if in_space else "'self'"
+    hosts = None if in_space else known_hosts(args.host, args.share)
+    ancestors = EMBEDDING if in_space else "'self'"
 
     @contextlib.asynccontextmanager
     async def guarded(app):

@@ -1,5 +1,6 @@
 """Rollouts are data from strangers: whatever they hold stays text, and the server stays shut."""
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -8,6 +9,8 @@ from urllib.parse import quote
 import pytest
 from inspector_browser import Visit, serve
 from inspector_fixtures import MARKUP_NAME, PAYLOADS
+
+from spo.inspector.guard import EMBEDDING, Guard, known_hosts
 
 pytest_plugins = ["inspector_plugin"]
 
@@ -184,6 +187,64 @@ def test_other_machines_need_the_token(root):
         assert "s3cret" not in visit.page.url
         assert visit.problems == []
     opened.process.kill()
+
+
+LINK = "0a1b2c.gradio.live"
+
+
+def ask_guard(hosts, ancestors="'self'", method="GET", **headers):
+    """(status, its headers, the headers that reached the page) of one request at the guard."""
+    reached, sent = [], []
+
+    async def page(scope, receive, send):
+        reached.extend(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    pairs = [(name.replace("_", "-").encode(), x.encode()) for name, x in headers.items()]
+    scope = {"type": "http", "method": method, "path": "/config", "headers": pairs}
+    asyncio.run(Guard(page, hosts, "", ancestors)(scope, None, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), dict(reached)
+
+
+def test_a_share_link_is_answered_only_when_asked_for():
+    shared = known_hosts("127.0.0.1", share=True)
+    status, _, reached = ask_guard(shared, host=LINK, x_forwarded_proto="https")
+    assert status == 200
+    assert reached[b"x-forwarded-proto"] == b"https"  # or the page would fetch over http
+    assert ask_guard(known_hosts("127.0.0.1"), host=LINK)[0] == 400
+    for host in ("evil.example", "gradio.live", "evilgradio.live", f"{LINK}.evil.example"):
+        assert ask_guard(shared, host=host)[0] == 400
+    status, _, reached = ask_guard(shared, host="127.0.0.1:7860", x_forwarded_host="evil.example")
+    assert (status, b"x-forwarded-host" in reached) == (200, False)
+
+
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [
+        ({"origin": f"https://{LINK}"}, 200),
+        ({"origin": f"https://{LINK}", "sec_fetch_site": "same-origin"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "https://other.gradio.live"}, 403),
+        ({"origin": "https://other.gradio.live", "sec_fetch_site": "same-site"}, 403),
+    ],
+    ids=str,
+)
+def test_a_share_link_is_asked_by_its_own_page_only(site, status):
+    shared = known_hosts("127.0.0.1", share=True)
+    assert ask_guard(shared, method="POST", host=LINK, **site)[0] == status
+
+
+def test_a_space_may_be_embedded_by_hugging_face_alone():
+    _, headers, _ = ask_guard(None, EMBEDDING, host="someone-inspector.hf.space")
+    policy = headers[b"content-security-policy"].decode()
+    ancestors = policy.split("frame-ancestors ")[1]
+    assert ancestors == "'self' https://huggingface.co https://*.hf.space"
+    assert b"x-frame-options" not in headers
+    _, headers, _ = ask_guard(known_hosts("127.0.0.1"), host="127.0.0.1:7860")
+    assert headers[b"content-security-policy"].endswith(b"frame-ancestors 'self'")
 
 
 def test_no_function_is_public_without_mcp(server):

@@ -20,6 +20,10 @@ POLICY = (
 """Gradio itself needs inline scripts and `new Function`; connections leave for nowhere."""
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+SHARED = ".gradio.live"
+"""What the names of Gradio's share links end with."""
+EMBEDDING = "'self' https://huggingface.co https://*.hf.space"
+"""Sites that show a Space inside their own page, as in CSP."""
 CLOSED = re.compile(
     r"/(gradio_api/)?(upload|proxy=|file[=/]|deep_link|vibe|undo-vibe|run-history|process_recording)"
 )
@@ -35,7 +39,7 @@ class Guard:
     """Refuses what no page of the inspector asks for, and adds the security headers.
 
     Args:
-        hosts: names the server answers to; None: any (a Space, a share link).
+        hosts: names the server answers to, see `known_hosts`; None: any (a Space).
         token: what a visitor must show once as `?token=…`; empty: nothing.
         ancestors: sites that may embed the page, as in CSP.
     """
@@ -71,7 +75,7 @@ class Guard:
             return await answer(
                 send, 303, "", [(b"location", b"./"), (b"set-cookie", cookie.encode())]
             )
-        if self.hosts is not None:  # no proxy of ours stands before us
+        if not self.is_proxied(headers):
             kept = [pair for pair in scope["headers"] if not pair[0].startswith(b"x-forwarded-")]
             scope = {**scope, "headers": kept}
         return await self.app(scope, receive, send)
@@ -90,6 +94,12 @@ class Guard:
         if not site and origin:
             foreign = urlsplit(origin).netloc != headers.get("host", "")
         return (403, "Other sites may not ask this server.") if foreign else None
+
+    def is_proxied(self, headers: dict[str, str]) -> bool:
+        """Whether a proxy of ours stands before us, whose word on the address counts."""
+        if self.hosts is None:
+            return True
+        return SHARED in self.hosts and host_name(headers.get("host", "")).endswith(SHARED)
 
     def has_cookie(self, headers: dict[str, str]) -> bool:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
@@ -131,7 +141,7 @@ def is_known(host: str, names: frozenset[str]) -> bool:
     """Whether a Host header is one of ours. Where the server listens to other machines, every IP
     address is: a site that rebinds its name to us still sends its name."""
     name = host_name(host)
-    if name in names:
+    if name in names or (SHARED in names and name.endswith(SHARED)):
         return True
     if ANY_ADDRESS not in names:
         return False
@@ -144,9 +154,10 @@ def is_known(host: str, names: frozenset[str]) -> bool:
 ANY_ADDRESS = "any IP address"
 
 
-def known_hosts(listens_on: str) -> list[str]:
-    """The names a server that listens there answers to."""
+def known_hosts(listens_on: str, share: bool = False) -> list[str]:
+    """The names a server that listens there answers to; `share`: also those of share links."""
+    known = [*LOCAL_HOSTS, *([SHARED] if share else [])]
     if listens_on in LOCAL_HOSTS:
-        return list(LOCAL_HOSTS)
+        return known
     names = {socket.gethostname().lower(), socket.getfqdn().lower(), listens_on.lower()}
-    return [*LOCAL_HOSTS, *sorted(names - {""}), ANY_ADDRESS]
+    return [*known, *sorted(names - {""}), ANY_ADDRESS]

@@ -4,7 +4,7 @@ import { h, show } from "./dom.js";
 /** One chart for each {title, steps, lines: {name: numbers}}; the cursor, which all share, starts at
  * the step that the file shows. */
 export function drawCharts(element, charts, { step, colours }) {
-  const width = Math.min(440, element.clientWidth);
+  const width = Math.min(440, element.clientWidth - 32);
   const [ink, line] = ["color", "border-top-color"].map((name) => getComputedStyle(element)[name]);
   const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
   const value = (_, x) => show(x);
