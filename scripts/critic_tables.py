@@ -272,7 +272,7 @@ def source_costs() -> str:
     )
     hints = "; ".join(
         f"{hint['passes']:.1f} × the seconds and {hint['positions_ratio']:.1f} × the positions "
-        f"with {hint['num_generations']} of a prompt"
+        f"with {hint['num_generations']} of a prompt on {hint['model']}"
         for hint in found["hint"]
     )
     loaded = " on a machine with other work" if found["loaded_machine"] else ""
