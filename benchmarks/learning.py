@@ -89,6 +89,15 @@ def adapter(task: Task):
     return lora_config(task.lora_r, 2 * task.lora_r) if task.lora_r else None
 
 
+def full_marks(prompts, completions, completion_ids=None, **columns) -> list[float]:
+    """1 where reasoning-gym's verifier gives its full score, else 0: a part of the answer may be
+    right by the habit that is to be unlearned."""
+    from spo.rewards.verifiers import reasoning_gym_reward
+
+    scores = reasoning_gym_reward(prompts, completions, completion_ids, **columns)
+    return [float(score >= 1) for score in scores]
+
+
 SERIES = ("reward", "entropy", "spo/explained_variance", "spo/mean_segments_per_sequence",
           "grad_norm", "spo/approx_kl", "completions/mean_length", "spo/lam",
           "spo/value_coefficient")  # fmt: skip
@@ -114,7 +123,7 @@ def _train_with_spo(task: Task, settings: dict[str, Any], mode: str):
         )
         trainer = SPOTrainer(
             model=str(task.base_folder),
-            reward_funcs="reasoning_gym",
+            reward_funcs=["reasoning_gym", full_marks] if task.full_marks else "reasoning_gym",
             args=args,
             train_dataset=train,
             eval_dataset=held_out,
@@ -185,7 +194,7 @@ def _train_with_trl(task: Task, settings: dict[str, Any]):
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=reasoning_gym_reward,
+            reward_funcs=[reasoning_gym_reward] + [full_marks] * task.full_marks,
             args=GRPOConfig(
                 output_dir=folder,
                 gradient_checkpointing=False,

@@ -13,6 +13,8 @@ COUNTED = ("reference", "reference_prose", "peer_peers_2")
 SOURCES = ("surprisal", "answer", "alignment_numbers_and_words", "alignment_and_rest", "hint",
            "answer_likelihood", "peers", "peer", "peer_and_peers")  # fmt: skip
 """Critics of benchmarks/critic.py whose credit was to be right."""
+READING = ("alignment_numbers_and_words", "alignment_and_rest", "peer_and_peers")
+"""Of them in the summary: those that read a solution or a right sibling."""
 QUARTER_TASKS = ("chain_sum_habit", "leg_counting_habit", "chain_sum_habit_hard")
 """Where a quarter of GRPO mode's samples was to be enough."""
 QUARTER = "at most 0.25 × GRPO mode's samples to its end"
@@ -116,7 +118,7 @@ def summary(found: list[Goal]) -> list[dict[str, Any]]:
         ("above every REINFORCE by two standard errors", 4, above_all, COUNTED),
         (TRL_SECONDS, "all", [TRL_SECONDS], COUNTED),
         (f"{NO_COLUMN} by two standard errors", 3, [NO_COLUMN], WITHOUT_COLUMN),
-        (f"{CORRELATION}, after 64 completions", "any", [CORRELATION], SOURCES),
+        (f"{CORRELATION}, after 64 completions", "any", [CORRELATION], READING),
     ]
     return [
         {"goal": words, "asked": count, **_where(found, names, modes)}

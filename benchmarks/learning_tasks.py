@@ -24,6 +24,7 @@ class Task:
         updates: of `settings`' batch; a mode with a larger one makes fewer, from as many samples.
         keep: which problems, given one's `entry`; None: all.
         num_problems: to train on, again and again; None: none of them twice.
+        full_marks: what the verifier gives for a part of the answer is no reward.
     """
 
     dataset: str
@@ -39,6 +40,7 @@ class Task:
     script: str = "scripts/make_quickstart_model.py"
     keep: Callable[[dict], bool] | None = None
     num_problems: int | None = None
+    full_marks: bool = False
 
     @property
     def make_base(self) -> list[str]:
@@ -92,6 +94,29 @@ CHAIN_SUM_HABIT = replace(
     base="--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.6 --steps 3000",
     folder="runs/bases/chain_sum_habit",
 )
+
+
+def has_capitals(entry: dict) -> bool:
+    """Somewhere the next word is another one than in a dictionary: the habit strikes."""
+    metadata = entry["metadata"]
+    left = set(metadata["sorted_words"])
+    for word in metadata["sorted_words"]:
+        if len(set(next_words(metadata, list(left)))) > 1:
+            return True
+        left.remove(word)
+    return False
+
+
+WORD_SORTING_HABIT = Task(
+    "word_sorting",
+    SORTING_OPTIONS,
+    "--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.7 --steps 3000",
+    TINY | {"max_completion_length": 96},
+    updates=120,
+    folder="runs/bases/word_sorting_habit",
+    script="benchmarks/critic_tasks.py",
+    keep=has_capitals,
+)
 OF_TINY_MODELS = {
     "chain_sum": CHAIN_SUM,
     "leg_counting": LEG_COUNTING,
@@ -125,17 +150,6 @@ def is_hard(entry: dict) -> bool:
     return borrows(entry) in (3, 4)
 
 
-def has_capitals(entry: dict) -> bool:
-    """Somewhere the next word is another one than in a dictionary: the habit strikes."""
-    metadata = entry["metadata"]
-    left = set(metadata["sorted_words"])
-    for word in metadata["sorted_words"]:
-        if len(set(next_words(metadata, list(left)))) > 1:
-            return True
-        left.remove(word)
-    return False
-
-
 TASKS = {
     **OF_TINY_MODELS,
     "chain_sum_habit_hard": replace(CHAIN_SUM_HABIT, keep=is_hard),
@@ -149,15 +163,11 @@ TASKS = {
         folder="runs/bases/color_cube_habit",
         script="benchmarks/critic_tasks.py",
     ),
-    "word_sorting_habit": Task(
-        "word_sorting",
-        SORTING_OPTIONS,
-        "--fillers 8 --wrong_step_fraction 0 --habit_fraction 0.7 --steps 3000",
-        TINY | {"max_completion_length": 96},
-        updates=120,
-        folder="runs/bases/word_sorting_habit",
-        script="benchmarks/critic_tasks.py",
-        keep=has_capitals,
+    "word_sorting_habit": WORD_SORTING_HABIT,
+    "word_sorting_right": replace(
+        WORD_SORTING_HABIT,
+        settings=WORD_SORTING_HABIT.settings | {"reward_weights": [0.0, 1.0]},
+        full_marks=True,
     ),
     "smollm2": Task(
         "chain_sum",

@@ -1,6 +1,6 @@
 """What it costs to read a reference: alignment, its share of a long step, and a hinted pass.
 
-    python benchmarks/sources.py                # a minute
+    python benchmarks/sources.py --model models/SmolLM2-135M-Instruct      # a minute or two
     python benchmarks/sources.py --smoke
 
 Completions are solutions of `chain_sum` with a wrong step now and then, as a base model's script
@@ -14,6 +14,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from spo.config import SPOConfig
 from spo.generation.text import completion_texts
 from spo.networks.loading import load_policy, load_tokenizer
 from spo.networks.network import Network
+from spo.precision import cpu_has_bf16
 from spo.rollouts import Rollouts
 from spo.scoring import score_shared
 from spo.segments import find_boundaries, segment_ids_from_boundaries
@@ -121,10 +123,11 @@ def of_source(shape: dict[str, int], tokenizer, repetitions: int) -> dict[str, A
 
 
 def of_hint(
-    shape: dict[str, int], tokenizer, num_generations: int, repetitions: int
+    shape: dict[str, int], folder: Path, num_generations: int, repetitions: int
 ) -> dict[str, Any]:
     """A pass over reference, prompt and completion against one without the reference, and how many
     positions each reads; so many completions of a prompt, which are computed once."""
+    tokenizer = load_tokenizer(str(folder))
     rollouts = solutions(shape, tokenizer)
     of_prompt = np.arange(len(rollouts)) // num_generations * num_generations
     wording = SPOConfig().value_reference_prompt
@@ -132,7 +135,7 @@ def of_hint(
         tokenizer.encode(with_reference(*pair, wording))
         for pair in zip(rollouts.prompts, rollouts.references, strict=True)
     ]
-    model = load_policy(str(MODEL), dtype="float32")
+    model = load_policy(str(folder), dtype="bfloat16" if cpu_has_bf16() else "float32")
     network = Network(model, model.get_output_embeddings())
     network.eval()
     args = SPOConfig(num_generations=num_generations, per_device_train_batch_size=len(rollouts))
@@ -141,7 +144,7 @@ def of_hint(
         "plain": [rollouts.prompt_ids[i] for i in of_prompt],
         "hinted": [told[i] for i in of_prompt],
     }
-    found: dict[str, Any] = {"num_generations": num_generations}
+    found: dict[str, Any] = {"model": folder.name, "num_generations": num_generations}
     with torch.no_grad():
         for name, prompts in rows.items():
             taken = seconds(
@@ -162,23 +165,31 @@ def of_hint(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, help="another one that reads hints")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--loaded", action="store_true", help="other work runs beside: say so")
     parser.add_argument("--smoke", action="store_true", help="a little of everything")
-    parser.add_argument("--out", type=type(RESULTS), default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = load_tokenizer(str(MODEL))
     short, long = (SMALL, SMALL) if options.smoke else (SHORT, LONG)
     repetitions = 1 if options.smoke else options.repetitions
+    hinted = [(MODEL, {})]
+    if options.model is not None:  # larger, and so with fewer completions
+        hinted.append((options.model, {"completions": 8}))
     step = json.loads((RESULTS / "scaling.json").read_text())["credit"]
     result = {
         "loaded_machine": options.loaded,
         "short": of_source(short, tokenizer, repetitions),
         "long": of_source(long, tokenizer, 1),
         "step_seconds": step["seconds"]["median"],
-        "hint": [of_hint(short, tokenizer, groups, repetitions) for groups in (1, 2, 4)],
+        "hint": [
+            of_hint(short | fewer, folder, groups, repetitions)
+            for folder, fewer in hinted
+            for groups in (1, 4)
+        ],
     }
     print(json.dumps(result, indent=1))
     write_result("sources", result, options.out)

@@ -23,6 +23,7 @@ BEST_OF = {
 """Of several settings of a rival the one that ends highest stands in the row, one with fewer than
 three seeds only if all have fewer."""
 SEEN = ("8", "16", "24", "32", "64", "256", "512")
+ENOUGH_SEEDS = 3
 ROUND_NUMBER = "960"
 """Samples after which accuracies stand in the tables: all runs went that far."""
 
@@ -37,8 +38,13 @@ def _seeds(count: int) -> str:
 
 
 def _comparison(modes, cell) -> list[str]:
-    """A row per mode, a column per task."""
-    tasks = _by_task()
+    """A row per mode, a column per task on which the reference has seeds enough; the others are in
+    the long table."""
+    tasks = {
+        name: rows
+        for name, rows in _by_task().items()
+        if len(rows.get("reference", {"seeds": ()})["seeds"]) >= ENOUGH_SEEDS
+    }
     lines = [f"| | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
     for mode in modes:
         found = [
@@ -51,7 +57,7 @@ def _comparison(modes, cell) -> list[str]:
 
 
 def _rank(row: dict) -> tuple[int, float]:
-    return min(len(row["seeds"]), 3), row["final_accuracy"]
+    return min(len(row["seeds"]), ENOUGH_SEEDS), row["final_accuracy"]
 
 
 def _end(row: dict) -> float:
@@ -169,7 +175,10 @@ def goal_summary() -> str:
     """Each goal, how many tasks were asked for, and on which it was reached."""
     lines = ["| goal | tasks asked for | reached on | missed on |", "|---|---|---|---|"]
     for row in _result("tuned")["summary"]:
-        places = [f"{len(row[key])}: {', '.join(row[key])}" for key in ("reached", "missed")]
+        places = [
+            f"{len(row[key])}: {', '.join(row[key])}".removesuffix(": ")
+            for key in ("reached", "missed")
+        ]
         lines.append(f"| {row['goal']} | {row['asked']} | {' | '.join(places)} |")
     return "\n".join([*lines, "", _source(_result("tuned"))])
 
@@ -263,7 +272,7 @@ def source_costs() -> str:
     )
     hints = "; ".join(
         f"{hint['passes']:.1f} × the seconds and {hint['positions_ratio']:.1f} × the positions "
-        f"with {hint['num_generations']} of a prompt"
+        f"with {hint['num_generations']} of a prompt on {hint['model']}"
         for hint in found["hint"]
     )
     loaded = " on a machine with other work" if found["loaded_machine"] else ""

@@ -2,6 +2,7 @@
 that see no token ahead, problems that are kept, and the arithmetic of sweep and goals."""
 
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 from critic_rollouts import rollouts_of
 from datasets import Dataset
 from reasoning_gym import create_dataset
+from reasoning_gym.utils import extract_answer
+
+from spo.rewards.verifiers import reasoning_gym_reward
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import critic_tasks  # noqa: E402
 import exact_critic  # noqa: E402
+import learning  # noqa: E402
 import learning_goals  # noqa: E402
 import learning_tasks  # noqa: E402
 import tuned_report  # noqa: E402
@@ -102,6 +107,37 @@ def test_a_solution_in_prose():
         "Then 3 cat times 4 gives 12. Then 0 plus 12 gives 12. Then -1 minus 2 gives -3. "
         "The answer is -3."
     )
+
+
+def test_words_are_sorted_by_their_bytes_and_by_habit_as_in_a_dictionary():
+    problems = create_dataset("word_sorting", size=60, seed=1, **critic_tasks.SORTING_OPTIONS)
+    matters = [entry for entry in problems if learning_tasks.has_capitals(entry)]
+    assert 20 < len(matters) < 60
+    writer = critic_tasks.quickstart.Writer(random.Random(1), 0.0, fillers=8, habit_fraction=1.0)
+    for entry in problems:
+        right = critic_tasks.flawless_solution("word_sorting", entry)
+        assert right.endswith(f"<answer>{entry['answer']}</answer>")
+        answer = extract_answer(critic_tasks.write_word_sorting(entry, writer))
+        by_habit = sorted(
+            entry["metadata"]["original_words"],
+            key=str.casefold,
+            reverse=entry["metadata"]["direction"] == "descending",
+        )
+        assert answer.split(", ") == by_habit
+        assert (problems.score_answer(answer, entry) < 1) == (entry in matters)
+
+
+def test_half_an_answer_earns_nothing_where_full_marks_are_asked_for():
+    task = learning_tasks.TASKS["word_sorting_right"]
+    settings = task.settings | {"max_steps": 1}
+    row = learning_tasks.problems(task, settings)[0][0]
+    answer = row["answer"].split(", ")
+    swapped = ", ".join([answer[1], answer[0], *answer[2:]])
+    texts = [f"<answer>{text}</answer>" for text in (row["answer"], swapped)]
+    columns = {name: [row[name]] * 2 for name in ("entry", "task", "task_options")}
+    assert learning.full_marks(None, texts, None, **columns) == [1.0, 0.0]
+    in_parts = reasoning_gym_reward(None, texts, None, **columns)
+    assert 0 < in_parts[1] < in_parts[0] == 1
 
 
 # --- sweep, comparisons, goals --------------------------------------------------------------------
