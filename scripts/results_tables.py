@@ -265,21 +265,28 @@ def update() -> str:
     result = _result("update")
     flops = result["flops"]
     side = result["settings"].get("product_size", 2048)
-    over_trl = ""
-    if "over_trl" in result:
-        over_trl = (
-            f"Beside TRL's own chunked log-probs: {_spread(result['over_trl']['seconds']['wall'])} "
-            f"of the time, {result['over_trl']['memory']:.2f} × the memory. "
-        )
+    other = "update_trl" if (RESULTS / "update_trl.json").is_file() else "update"
     return (
         f"The policy's update alone, {result['settings']['completions']} completions of 1/6 to all "
         f"of {result['settings']['max_completion_length']} tokens: "
         f"{_spread(result['time_ratio']['wall'])} of the time of micro-batches padded to the "
         f"longest of all (least, median, most), {result['memory_ratio']:.2f} × the memory. "
-        f"{over_trl}Its "
+        f"{_over_trl(_result(other))}Its "
         f"matrix products come at {flops['update_gflops_per_second']['median']:.0f} GFLOP/s, a "
         f"plain {side} × {side} one at {flops['product_gflops_per_second']['median']:.0f}: "
         f"{flops['fraction']['median']:.0%} of what the hardware gives. {_source(result)}"
+    )
+
+
+def _over_trl(result: dict) -> str:
+    """Beside TRL's log-probs, where TRL was there."""
+    if "over_trl" not in result:
+        return ""
+    ratio, settings = result["over_trl"], result["settings"]
+    return (
+        f"Beside TRL's own chunked log-probs, {settings['completions']} completions of up to "
+        f"{settings['max_completion_length']} tokens: {_spread(ratio['seconds']['cpu'])} of the "
+        f"processor time, {ratio['memory']:.2f} × the memory {_source(result)}. "
     )
 
 

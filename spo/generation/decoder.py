@@ -111,7 +111,8 @@ class Layer:
         # queries that share keys stand where further positions would: nothing is repeated
         queries = queries.unflatten(1, (self.num_key_heads, -1))
         if bias is not None:
-            bias = bias[..., -keys.shape[-2] :]  # a sliding window has forgotten what came before
+            # a sliding window has forgotten what came before; kernels want aligned rows
+            bias = bias[..., -keys.shape[-2] :].contiguous()
         found = scaled_dot_product_attention(queries, keys, values, bias, scale=self.scale)
         return found.flatten(1)
 
