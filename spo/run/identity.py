@@ -71,14 +71,17 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 def _adapter_change(before: list[str], now: list[str]) -> str:
     """
-    >>> _adapter_change(["default: r=4, lora_alpha=8"], ["default: r=8, lora_alpha=8"])
+    >>> _adapter_change(["policy: r=4, lora_alpha=8"], ["policy: r=8, lora_alpha=8"])
+    ' (r=4 -> r=8)'
+    >>> _adapter_change(["policy: r=4", "critic: r=4"], ["policy: r=8", "critic: r=8"])
     ' (r=4 -> r=8)'
     """
     settings = [", ".join(adapters).replace(": ", ", ").split(", ") for adapters in (before, now)]
     if len(settings[0]) != len(settings[1]):
         return ""
-    differ = [pair for pair in zip(*settings, strict=True) if pair[0] != pair[1]]
-    return f" ({', '.join(' -> '.join(pair) for pair in differ)})" if differ else ""
+    pairs = dict.fromkeys(zip(*settings, strict=True))  # policy and critic mostly change alike
+    differ = [" -> ".join(pair) for pair in pairs if pair[0] != pair[1]]
+    return f" ({', '.join(differ)})" if differ else ""
 
 
 def _of_prompts(dataset: Any) -> str:
