@@ -104,7 +104,7 @@ def of_source(shape: dict[str, int], tokenizer, repetitions: int) -> dict[str, A
     boundaries = find_boundaries(rollouts.token_entropies, mask, 0.2)
     ids = segment_ids_from_boundaries(boundaries, mask)
     reference = ReferenceInputs()
-    regression = Regression("regression", [SurprisalInputs(), reference])
+    regression = Regression([SurprisalInputs(), reference])
     returns = np.where(mask, rollouts.completion_rewards[:, None], 0.0)
 
     def value_and_fit() -> None:
