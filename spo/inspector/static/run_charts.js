@@ -15,8 +15,8 @@ export function drawCharts(element, charts, { step, colours }) {
     const place = h("figure", {}, h("figcaption", {}, title));
     element.append(place);
     const rest = { axes: [axis, axis], cursor: { sync: { key: "run" }, drag: { x: false } } };
-    const options = { width, height: 190, series, scales: { x: { time: false } }, ...rest };
-    const chart = new uPlot(options, [steps, ...Object.values(lines)], place);
-    chart.setCursor({ left: chart.valToPos(step, "x"), top: 0 });
+    const ready = (chart) => chart.setCursor({ left: chart.valToPos(step, "x"), top: 0 });
+    Object.assign(rest, { scales: { x: { time: false } }, hooks: { ready: [ready] } });
+    new uPlot({ width, height: 190, series, ...rest }, [steps, ...Object.values(lines)], place);
   }
 }
