@@ -60,7 +60,7 @@ def test_its_metadata_is_that_of_the_repository(wheel):
         metadata = email.message_from_bytes(archive.read(name))
     assert metadata["Version"] == spo.__version__
     assert f"version: {spo.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
-    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
     assert {"inspector", "bnb", "vllm", "bench"} <= set(metadata.get_all("Provides-Extra"))
 
 
