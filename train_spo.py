@@ -196,9 +196,16 @@ def load_data(script_args: ScriptArguments):
 def as_prompts(dataset, script_args: ScriptArguments):
     """The prompts in column "prompt", as chat messages if there is a system prompt."""
     from spo.data import as_chat, require_column
+    from spo.rows import columns_of
 
     if script_args.prompt_column != "prompt":
         require_column(dataset, script_args.prompt_column)
+        if "prompt" in columns_of(dataset):
+            words = (
+                f"Column 'prompt' is left out: --prompt_column is {script_args.prompt_column!r}."
+            )
+            warnings.warn(words, stacklevel=2)
+            dataset = dataset.remove_columns("prompt")
         dataset = dataset.rename_column(script_args.prompt_column, "prompt")
     kind = getattr(dataset.features.get("prompt"), "dtype", "")
     if kind.startswith(("int", "float")):  # what a CSV reader makes of "12"

@@ -92,3 +92,12 @@ def test_a_recipe_finds_its_prompts_in_another_column():
     row = train_spo.as_prompts(dataset, script)[0]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
     assert row == {"prompt": messages, "answer": "4"}
+
+
+def test_the_prompt_column_wins_over_one_called_prompt():
+    from datasets import Dataset
+
+    script = train_spo.ScriptArguments(prompt_column="question")
+    dataset = Dataset.from_list([{"prompt": "old", "question": "2+2?"}])
+    with pytest.warns(UserWarning, match="'prompt' is left out: --prompt_column is 'question'"):
+        assert train_spo.as_prompts(dataset, script)[0] == {"prompt": "2+2?"}

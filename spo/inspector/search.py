@@ -58,6 +58,12 @@ class Found:
             return 0.0
         return abs(self.matches[MAX_MATCHES - 1]["advantage"] or 0.0)
 
+    @property
+    def is_rare(self) -> bool:
+        """At most half of the steps so far had a match, so a look at the texts alone is worth it
+        before anything else is read of a file."""
+        return 2 * sum(map(bool, self.counts.values())) <= len(self.counts)
+
     def add(self, step: int, count: int, shown: list[dict]) -> None:
         self.counts[step] = self.counts.get(step, 0) + count
         self.matches += [{"step": step, **match} for match in shown]
@@ -103,7 +109,8 @@ def search_run(
         for step in steps:
             while len(ahead) < READERS + 1 and found.done + len(ahead) < len(steps):
                 coming = steps[found.done + len(ahead)]
-                ahead.append(pool.submit(search_file, paths[coming], query, found.floor))
+                file = (paths[coming], query, found.floor, found.is_rare)
+                ahead.append(pool.submit(search_file, *file))
             take(found, step, ahead.popleft().result())
             found.done += 1
             if time.monotonic() > due and found.done < found.total:
@@ -114,15 +121,17 @@ def search_run(
     yield found
 
 
-def search_file(path: Path, query: dict[str, Any], floor: float) -> list[Matches] | str:
+def search_file(
+    path: Path, query: dict[str, Any], floor: float, is_rare: bool
+) -> list[Matches] | str:
     """`segments_of` one file; where the whole step is too large, of each prompt. A sentence where
     it cannot be read."""
     try:
         try:
-            return [segments_of(path, query, floor=floor)]
+            return [segments_of(path, query, None, floor, is_rare)]
         except TooLarge:
             groups = range(count_groups(path) or 0)
-            return [segments_of(path, query, group, floor) for group in groups]
+            return [segments_of(path, query, group, floor, is_rare) for group in groups]
     except (ValueError, OSError) as error:
         return str(error)
 
@@ -150,7 +159,7 @@ def find_in_run(paths: dict[int, Path], query: dict[str, Any], start: int = 0) -
     position = max(0, start)
     while position < len(steps) and (position == start or time.monotonic() < deadline):
         step = steps[position]
-        take(found, step, search_file(paths[step], query, found.floor))
+        take(found, step, search_file(paths[step], query, found.floor, found.is_rare))
         position += 1
     found.finish(paths)
     return {
@@ -170,7 +179,7 @@ def check_query(query: dict[str, Any]) -> None:
 
 
 def segments_of(
-    path: Path, query: dict[str, Any], part: int | None = None, floor: float = 0.0
+    path: Path, query: dict[str, Any], part: int | None, floor: float, is_rare: bool
 ) -> Matches:
     """The segments of a file that match: how many, and the MAX_MATCHES with the largest |A|; `part`
     is in those whose text was not read yet.
@@ -181,12 +190,13 @@ def segments_of(
             RE2 pattern searched in the segment's text.
         part: only this row group.
         floor: matches whose |A| is not larger are counted and not returned; 0: all are.
+        is_rare: whether to look at the texts first, and at nothing else where none has a match.
     """
     asked = [column for measure, column in MEASURES.items() if is_asked(query, measure)]
     pattern = str(query.get("text") or "")
     names = list(dict.fromkeys([*NEEDED, *asked, *(TEXTS if pattern else ())]))
-    anywhere = pattern and not AT_A_PLACE.search(pattern)
-    found = read_columns(path, names, part, (lambda x: occurs(x, pattern)) if anywhere else None)
+    first = is_rare and pattern and not AT_A_PLACE.search(pattern)
+    found = read_columns(path, names, part, (lambda x: occurs(x, pattern)) if first else None)
     if found is None:
         return 0, []
     table, size, first_row = found
