@@ -16,6 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import critic_tables  # noqa: E402
 import results_tables  # noqa: E402
+import speed_tables  # noqa: E402
 
 import train_spo  # noqa: E402
 from spo import trl  # noqa: E402
@@ -31,6 +32,7 @@ DOCUMENTS = (
     ROOT / "docs" / "trl.md",
     ROOT / "docs" / "engines.md",
     ROOT / "docs" / "evidence.md",
+    ROOT / "docs" / "inspector.md",
     ROOT / "benchmarks" / "README.md",
 )
 CLASSES = (train_spo.ModelArguments, train_spo.ScriptArguments, SPOConfig)
@@ -132,6 +134,7 @@ BLOCKS = (
     recipe_settings,
     *results_tables.BLOCKS,
     *critic_tables.BLOCKS,
+    *speed_tables.BLOCKS,
 )
 
 
