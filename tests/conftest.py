@@ -5,6 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 _CACHE = tempfile.TemporaryDirectory(prefix="spo-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
@@ -16,3 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 def pytest_runtest_setup(item):
     if "torch" in sys.modules:  # a pure-numpy test run never imports it
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_browser_behind_it():
+    """A file's browser ends with it: the next file's tests may want an event loop of their own."""
+    yield
+    if "inspector_browser" in sys.modules:
+        sys.modules["inspector_browser"].close_browser()

@@ -37,24 +37,31 @@ FLAGS = [
 
 
 def browser_context():
-    """A Chromium with a fresh profile, closed when the tests end."""
-    context = _started()
+    """A Chromium with a fresh profile, until `close_browser`."""
+    context, _ = _started()
     if context is None:
         pytest.skip("no browser: apt install chromium, or playwright install chromium")
     return context
 
 
+def close_browser():
+    """Else its event loop counts as running for whatever else this process does."""
+    if _started.cache_info().currsize:
+        _, close = _started()
+        _started.cache_clear()
+        close()
+
+
 @functools.cache
 def _started():
-    """None where no Chromium is found."""
+    """The Chromium, None where none is found, and what ends it."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="no playwright to drive Chromium"
     )
     driver = playwright.sync_playwright().start()
     found = [*filter(None, map(shutil.which, BROWSERS)), driver.chromium.executable_path]
     if not os.path.exists(found[0]):
-        driver.stop()
-        return None
+        return None, driver.stop
     profile = tempfile.mkdtemp(prefix="spo-chromium-")
     context = driver.chromium.launch_persistent_context(
         profile, executable_path=found[0], args=FLAGS, viewport={"width": 1400, "height": 900}
@@ -66,8 +73,10 @@ def _started():
         driver.stop()
         shutil.rmtree(profile, ignore_errors=True)
 
-    atexit.register(close)
-    return context
+    return context, close
+
+
+atexit.register(close_browser)
 
 
 sys.path.insert(0, str(REPOSITORY / "spaces"))

@@ -117,7 +117,6 @@ EARLIER = {
     "critic_chain_sum_habit_24",
     "critic_color_cube_habit_24",
     "gradients_chain_sum",
-    "inspector",
     "memory_cpu",
     "memory_logits",
     "scaling",
