@@ -190,10 +190,10 @@ TASKS = {
         "leg_counting",
         {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9},
         "--model models/SmolLM2-135M-Instruct --fillers 0 --wrong_step_fraction 0 "
-        "--steps 60 --batch_size 8 --learning_rate 2e-4 --held_out 64",
+        "--steps 24 --batch_size 8 --learning_rate 2e-4 --held_out 64",
         TINY | {"bf16": True, "learning_rate": 3e-4, "beta": 0.0, "max_completion_length": 72},
-        updates=24,
-        eval_every=12,
+        updates=16,
+        eval_every=8,
         eval_size=128,
         folder="runs/bases/smollm2_leg_counting",
         lora_r=8,
