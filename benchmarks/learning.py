@@ -310,7 +310,8 @@ def jobs(options: argparse.Namespace) -> list[tuple]:
             runs = [(tuned_report.cell_name(cell), cell) for cell in cells()]
             of_mode = tuned_settings(mode)
         elif options.study == "tuned":
-            runs = [("", tuned_report.best_cell(options.out / "sweep", mode))]
+            swept = TASKS[task].swept
+            runs = [("", tuned_report.best_cell(options.out / "sweep", mode) if swept else {})]
             of_mode = tuned_settings(mode)
         else:
             runs, of_mode = [("", {})], FIRST[mode]
@@ -323,7 +324,7 @@ def jobs(options: argparse.Namespace) -> list[tuple]:
     return found
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--study", choices=("tuned", "first"), default="tuned")
     parser.add_argument("--sweep", action="store_true", help="learning rates and clips, one by one")
@@ -337,7 +338,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
     parser.add_argument("--out", type=Path, default=RESULTS / "learning")
     parser.add_argument("--report", action="store_true", help="table and plot of what is there")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.modes is None:
         options.modes = SWEPT if options.sweep else MAIN if options.study == "first" else TUNED
     return options

@@ -43,6 +43,11 @@ class Task:
     full_marks: bool = False
 
     @property
+    def swept(self) -> bool:
+        """Learning rates and clips were tried with tiny models; a language model keeps its own."""
+        return self.lora_r is None
+
+    @property
     def make_base(self) -> list[str]:
         """The command that writes the base model; its folder comes behind."""
         options = [f"{name}={value}" for name, value in self.options.items()]
@@ -179,6 +184,18 @@ TASKS = {
         eval_every=10,
         eval_size=200,
         folder="runs/bases/smollm2",
+        lora_r=8,
+    ),
+    "smollm2_leg_counting": Task(
+        "leg_counting",
+        {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9},
+        "--model models/SmolLM2-135M-Instruct --fillers 0 --wrong_step_fraction 0 "
+        "--steps 24 --batch_size 8 --learning_rate 2e-4 --held_out 64",
+        TINY | {"bf16": True, "learning_rate": 3e-4, "beta": 0.0, "max_completion_length": 72},
+        updates=16,
+        eval_every=8,
+        eval_size=128,
+        folder="runs/bases/smollm2_leg_counting",
         lora_r=8,
     ),
     "smoke": Task(

@@ -175,6 +175,19 @@ def test_a_mode_runs_at_its_own_best_cell_or_at_that_of_the_mode_it_is_tuned_as(
     assert rows["-lr0.0008-clip0.1"]["clipped"] == 0.5  # norms of 0.05 and 0.2
 
 
+def test_a_language_model_keeps_its_learning_rate(tmp_path):
+    """The sweep's cell is a tiny model's: 8e-4 would be more than twice the language model's."""
+    write_sweep(tmp_path / "sweep", 8e-4, [0.2, 0.4, 0.5, 0.5])
+    arguments = ["--tasks", "chain_sum", "smollm2_leg_counting", "--modes", "grpo", "reference"]
+    arguments += ["--seeds", "1", "--out", str(tmp_path)]
+    jobs = learning.jobs(learning.parse_arguments(arguments))
+    rates = {job[:2]: job[3].get("learning_rate") for job in jobs}
+    assert rates["chain_sum", "grpo"] == 8e-4
+    for mode in ("grpo", "reference"):
+        assert rates["smollm2_leg_counting", mode] is None  # so the task's own counts
+    assert learning_tasks.TASKS["smollm2_leg_counting"].settings["learning_rate"] == 3e-4
+
+
 def study(seeds: tuple[int, ...] = (1, 2, 3)) -> list[dict]:
     runs = {
         "grpo": {s: made_up("grpo", s, [0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6]) for s in seeds},
