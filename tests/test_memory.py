@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tiny_runs as runs
 import torch
+import transformers
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama, tiny_reward_model
 from transformers import (
@@ -236,6 +238,8 @@ def test_an_adapter_to_go_on_with_is_counted_as_a_fresh_one(tmp_path):
     ids=["gpt2", "opt"],
 )
 def test_other_families_call_their_widths_otherwise(other, tmp_path):
+    if other.model_type == "opt" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("OPT looks at its numbers there, and cannot be predicted")
     other.save_pretrained(tmp_path)
     plan = estimate_of(tmp_path)
     model = AutoModelForCausalLM.from_config(other)
