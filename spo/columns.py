@@ -120,6 +120,15 @@ def as_rows(columns: dict[str, Sequence], count: int) -> list[dict[str, Any]]:
     return [{name: column[row] for name, column in columns.items()} for row in range(count)]
 
 
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of text, however it is stored."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def struct_fields(column: Any) -> dict[str, Any]:
     """An Arrow column of structs -> its fields as Arrow columns by name."""
     import pyarrow as pa
@@ -257,9 +266,6 @@ def rollout_fields(columns: dict[str, Any], metadata: dict[str, Any]) -> dict[st
 def _of_their_types(columns: dict[str, Any]) -> dict[str, Any]:
     """The columns of every file, as `schema` has them."""
     import pyarrow as pa
-
-    def is_text(kind):
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
     found = {}
     for field in schema(()):

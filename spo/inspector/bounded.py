@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spo.columns import COLUMNS
+from spo.columns import COLUMNS, is_text
 
 MAX_ROWS = 16_384
 MAX_VALUES = 1 << 22
@@ -83,12 +83,6 @@ def open_parquet(path: Path, texts: list[str] | None = None) -> pq.ParquetFile:
         if leaf.physical_type == "BYTE_ARRAY" and is_text_leaf(leaf.path)
     ]
     return pq.ParquetFile(path, metadata=meta, read_dictionary=found, **checked)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def holds_text(kind: pa.DataType) -> bool:

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spo.inspector.bounded import MESSAGE, TEXT, bounded_table, is_text
+from spo.columns import is_text
+from spo.inspector.bounded import MESSAGE, TEXT, bounded_table
 from spo.inspector.step import Step
 from spo.inspector.turns import as_text
 from spo.rollouts import Credit, Rollouts

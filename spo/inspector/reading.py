@@ -18,6 +18,7 @@ from spo.columns import (
     OPTIONAL,
     TOKEN_FLOATS,
     VALUES_BY_SOURCE,
+    is_text,
     schema,
     struct_fields,
 )
@@ -29,7 +30,6 @@ from spo.inspector.bounded import (
     TooLarge,
     bounded_table,
     is_number,
-    is_text,
     list_lengths,
     open_parquet,
 )
