@@ -116,8 +116,7 @@ def engines() -> str:
             f"{row['logprob_difference_mean']:.1e} | {row['logprob_difference_max']:.1e} |"
             for row in result["rows"]
         ]
-        load = result["machine"]["load_average"]
-        sources.append(f"{_source(result)} <sub>load average {load}</sub>")
+        sources.append(_source_and_load(result))
     if not sources:
         return "Tokens per second: `python benchmarks/engines.py`; no figures are published yet."
     return "\n".join([*lines, "", *sources])
@@ -196,8 +195,11 @@ def inspector() -> str:
     }
     lines = ["| | ms | goal |", "|---|---|---|"]
     lines += [f"| {what} | {t['median_ms']:,.0f} | {t['goal_ms']:,} |" for what, t in found.items()]
-    load = result["machine"]["load_average"]
-    return "\n".join([*lines, "", f"{_source(result)} <sub>load average {load}</sub>"])
+    return "\n".join([*lines, "", _source_and_load(result)])
+
+
+def _source_and_load(result: dict) -> str:
+    return f"{_source(result)} <sub>load average {result['machine']['load_average']}</sub>"
 
 
 def _part(times: dict, part: str) -> dict:
